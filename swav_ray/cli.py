@@ -1,0 +1,202 @@
+"""The commands. Thin, and heavy imports only inside them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swav_ray import __version__
+from swav_ray.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="swav-ray",
+    help="SwAV image features, learnt without labels on elastic Ray clusters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting on top; repeatable")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"swav-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("swav-ray: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _overrides(assignments: list[str] | None) -> dict[str, Any]:
+    from swav_ray.config import parse_assignment
+
+    return dict(parse_assignment(text) for text in assignments or [])
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def shard(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="folder of images (subfolders are classes), or demo:digits")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3:// of the shards")],
+    check: Annotated[bool, typer.Option("--check", help="verify the checksums of the shards in DEST afterwards")] = False,
+) -> None:
+    """Turn images into Parquet shards. Interrupted, the same command goes on."""
+    from rich.progress import Progress
+
+    from swav_ray.data.shards import verify, write_shards
+    from swav_ray.data.sources import folder_sources, prepare_digits
+    from swav_ray.data.storage import Storage
+
+    folder = Storage(dest)
+    if source == "demo:digits":
+        train, test = prepare_digits(folder)
+        print(f"real digits: 4,000 for training in {train}, 1,000 for testing in {test}")
+        folders = [Storage(train), Storage(test)]
+    else:
+        sources, classes = folder_sources(source)
+        with Progress(transient=True) as progress:
+            task = progress.add_task("shards", total=len(sources))
+            done = write_shards(sources, classes, folder, progress=lambda count: progress.update(task, completed=count))
+        print(
+            f"{done.num_rows:,} images in {len(done.files)} files, {len(done.classes)} classes, "
+            f"{done.transcoded:,} transcoded, {len(done.skipped):,} unreadable and skipped: {folder.uri}"
+        )
+        for entry in done.skipped[:5]:
+            print(f"  skipped {entry['id']}: {entry['reason']}")
+        folders = [folder]
+    if check:
+        wrong = [line for place in folders for line in verify(place)]
+        if wrong:
+            raise UserError(f"{wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+        print("all checksums hold")
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|YAML", help="a recipe's name, or a configuration file")],
+    settings: SetOption = None,
+    workers: Annotated[str | None, typer.Option(help="how many, or MIN:MAX for an elastic run")] = None,
+    name: Annotated[str | None, typer.Option(help="of the run; the same name goes on where it stopped")] = None,
+    storage: Annotated[str | None, typer.Option(help="folder or s3:// that holds runs")] = None,
+) -> None:
+    """Train a backbone without labels."""
+    from swav_ray.config import load_config
+
+    overrides = _overrides(settings)
+    if workers is not None:
+        overrides["elastic.min"], overrides["elastic.max"] = _worker_range(workers)
+    if storage is not None:
+        overrides["storage"] = storage
+    config = load_config(recipe, overrides)
+    named = name or config.name or Path(recipe).stem
+    from swav_ray.train.screen import Screen
+    from swav_ray.train.session import connect
+    from swav_ray.train.trainer import pretrain as run
+    from swav_ray.train.trainer import resolve
+
+    config = resolve(config.model_copy(update={"name": named}))
+    print(f"run {named} in {config.storage}: {config.epochs} epochs, workers {config.elastic.min}:{config.elastic.max}")
+    connect(cpus=config.elastic.max * config.elastic.cpus_per_worker + 2)
+    with Screen(config) as screen:
+        figures = run(config, screen.show)
+    place = f"{config.storage}/{named}"
+    if "probe/top1" in figures:
+        top1, error = figures["probe/top1"], figures["probe/top1_stderr"]
+        print(f"linear probe on {figures['probe/rows']:,} held-out training images: {top1:.4f} ± {error:.4f}")
+    print(f"done: {place}\nnext: swav-ray probe {_short(place)}")
+
+
+def _short(place: str) -> str:
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if "://" not in place and path.is_relative_to(Path.cwd()) else place
+
+
+def _worker_range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    try:
+        bounds = int(low), int(high or low)
+    except ValueError:
+        raise UserError(f"--workers {text}: write a number, or MIN:MAX as in 1:8") from None
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise UserError(f"--workers {text}: need 1 <= MIN <= MAX")
+    return bounds
+
+
+@app.command()
+def tune(
+    space_file: Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="what to vary; see search_spaces/")],
+    settings: SetOption = None,
+    trials: Annotated[int | None, typer.Option(help="instead of the file's budget")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="trials at a time")] = None,
+    dry_run: Annotated[int, typer.Option("--dry-run", metavar="N", help="print N sampled configurations and stop")] = 0,
+) -> None:
+    """Find settings for your data: a sweep ranked by linear-probe accuracy. Run again, it goes on."""
+    from swav_ray.tune.space import load_space
+
+    budget = {"trials": trials} if trials is not None else None
+    space = load_space(space_file, _overrides(settings), budget=budget, concurrency=concurrency)
+    from rich.console import Console
+
+    from swav_ray.tune.leaderboard import screen
+    from swav_ray.tune.sweep import run_sweep, sample, sweep_folder
+
+    if dry_run:
+        print(f"{space.budget.trials} trials, {space.concurrency} at a time; the first {dry_run} would be:")
+        for number, point in enumerate(sample(space, dry_run)):
+            print(f"  {number}: " + ", ".join(f"{key}={value}" for key, value in point.items()))
+        return
+    from swav_ray.train.session import connect
+
+    print(
+        f"sweep {space.name} in {_short(str(sweep_folder(space)))}: {space.budget.trials} trials, {space.concurrency} at a time"
+    )
+    connect(cpus=space.concurrency * space.resources.cpus)
+    outcome = run_sweep(space)
+    Console().print(screen(outcome.table, space))
+    if outcome.best is None:
+        raise UserError(f"no trial completed; see {outcome.folder}/leaderboard.md for the reasons")
+    Path("best.yaml").write_text(outcome.best.read_text())
+    print(f"leaderboard: {_short(str(outcome.folder))}/leaderboard.csv\nbest configuration: best.yaml")
+    print("next: swav-ray pretrain best.yaml")
+
+
+@app.command()
+def probe(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or s3:// of a run")],
+    test: Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")] = None,
+) -> None:
+    """Score a run's backbone: linear classifier on its frozen features, on the test data."""
+    from swav_ray.train.scoring import score_run
+
+    for line in score_run(run, "probe", test):
+        print(line)
+
+
+@app.command()
+def knn(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or s3:// of a run")],
+    test: Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")] = None,
+    k: Annotated[int, typer.Option(help="neighbours")] = 20,
+) -> None:
+    """Score a run's backbone: weighted nearest neighbours on its frozen features, on the test data."""
+    from swav_ray.train.scoring import score_run
+
+    for line in score_run(run, "knn", test, k=k):
+        print(line)

@@ -1,0 +1,78 @@
+"""Image bytes to pixels, and to the JPEG a shard holds."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000  # a picture larger than this is a mistake or an attack
+
+
+class BadImageError(Exception):
+    """An image that cannot be used; the message says why."""
+
+
+def decode(content: bytes) -> Image.Image:
+    """The RGB picture of image bytes, fully decoded.
+
+    Raises:
+        BadImageError: truncated, not an image, or larger than 100 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
+            image = Image.open(io.BytesIO(content))
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
+            return image.convert("RGB")
+    except BadImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
+        reason = " ".join(str(error).split())[:120]
+        raise BadImageError("not an image" if "cannot identify" in reason else reason or type(error).__name__) from None
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What goes into a shard: JPEG bytes, their size, and whether they are the file's own."""
+
+    jpeg: bytes
+    width: int
+    height: int
+    transcoded: bool
+
+
+def ingest(content: bytes, quality: int = 95) -> Ingested:
+    """JPEG bytes of any image file: untouched where every decoder reads them alike, else transcoded once.
+
+    Transcoded are other formats, CMYK, rotated-by-EXIF and progressive files (2.2 times as slow to decode).
+
+    Raises:
+        BadImageError: see :func:`decode`.
+    """
+    rgb = decode(content)
+    image = Image.open(io.BytesIO(content))
+    turned = image.getexif().get(0x0112, 1) != 1
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("progressive")
+    if plain and not turned:
+        return Ingested(content, image.width, image.height, transcoded=False)
+    if turned:
+        rgb = ImageOps.exif_transpose(image).convert("RGB")
+    grey = image.mode in ("1", "L", "I", "I;16", "F")
+    if image.mode.startswith(("I", "F")):
+        rgb = _from_deep(image)
+    out = io.BytesIO()
+    (rgb.convert("L") if grey else rgb).save(out, "JPEG", quality=quality, subsampling=0)
+    return Ingested(out.getvalue(), rgb.width, rgb.height, transcoded=True)
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """16-bit and float pictures scaled to 8 bits; Pillow's own conversion clips them white."""
+    values: NDArray[np.float64] = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    return Image.fromarray((values * (255.0 / top)).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,270 @@
+"""From shards to the batches of one worker, in plan order, from any row on.
+
+Every step of the run has a fixed set of rows, cut into fixed blocks (plan.Steps). Blocks are dealt to the workers in
+turn, so each knows which it gets; what it receives is checked against that. Two ways run the same code: in this process
+(one-worker trials, tests) and as tasks of Ray Data (clusters), which read and crop on any node.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swav_ray.config import Config
+from swav_ray.data.multicrop import Crops, make_crops
+from swav_ray.data.plan import Plan, Steps, cut
+from swav_ray.data.shards import Shards
+
+if TYPE_CHECKING:
+    import ray.data
+
+WINDOWS_PER_SPAN = 8  # a read task's share; at its ends a window may be read twice
+SPANS_PER_LEG = 4096  # read tasks planned ahead at a time
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """The next step of a run: its epoch and the first row of that step within it. Independent of any worker count."""
+
+    epoch: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of one step: `positions` are their places in the step's global batch."""
+
+    epoch: int
+    step: int
+    positions: range
+    ids: list[str]
+    jpegs: list[bytes] = field(default_factory=list)
+    crops: Crops = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's rows of one step."""
+
+    epoch: int
+    step: int  # within the epoch
+    global_rows: int  # rows of the step over all workers
+    next: Position
+    positions: NDArray[np.int64]
+    ids: list[str]
+    crops: Crops  # one array (C, B, S, S, 3) for each crop size
+    bad: list[tuple[str, str]]
+
+
+class Stream:
+    """The data side of a run. Small and picklable until it reads."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.shards = Shards(config.data.train)
+        self.plan = Plan(
+            self.shards.rows_per_group,
+            seed=config.seed,
+            window_groups=config.data.window_groups,
+            block_rows=config.data.block_rows,
+        )
+        self.steps = Steps(self.plan.num_rows, config.global_batch_size, config.data.block_rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stream, (self.config,)
+
+    def steps_from(self, start: Position) -> Iterator[tuple[int, int]]:
+        """(epoch, step) of every step left in the run."""
+        first = self.steps.step_at(start.row)
+        for epoch in range(start.epoch, self.config.epochs):
+            yield from ((epoch, step) for step in range(first, self.steps.per_epoch))
+            first = 0
+
+    def read(self, epoch: int, first: int, last: int) -> Iterator[Block]:
+        """Blocks of JPEG bytes of steps ``first`` to ``last`` - 1 of an epoch, each window read once."""
+        begin, end = self.steps.start(first), self.steps.start(last)
+        ends = [(step, row) for step in range(first, last) for row in self.steps.block_ends(step)]
+        # A window is read when its first row is needed, and only those of its row groups that are needed.
+        left = end - begin
+        rows: list[dict[str, Any]] = []
+
+        def pieces() -> Iterator[NDArray[np.int64]]:
+            nonlocal left
+            for window in self.plan.windows(epoch, begin):
+                needed = window.pairs[:left]
+                left -= len(needed)
+                rows.extend(self.shards.read_rows(needed, ["id", "jpeg"]).to_pylist())
+                yield needed
+                if left == 0:
+                    return
+
+        start = begin
+        for (step, stop), pairs in zip(ends, cut(pieces(), begin, (row for _, row in ends)), strict=True):
+            block, rows[: len(pairs)] = rows[: len(pairs)], []
+            offset = start - self.steps.start(step)
+            yield Block(
+                epoch,
+                step,
+                range(offset, offset + len(pairs)),
+                ids=[row["id"] for row in block],
+                jpegs=[row["jpeg"] for row in block],
+            )
+            start = stop
+
+    def crop(self, block: Block) -> Block:
+        """The block with crops in place of bytes."""
+        done = make_crops(self.config, block.epoch, block.ids, block.jpegs)
+        return Block(block.epoch, block.step, block.positions, block.ids, crops=done.crops, bad=done.bad)
+
+    def local(self, start: Position, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This worker's batches to the end of the run, read and cropped in a thread of this process."""
+
+        def blocks() -> Iterator[Block]:
+            number = itertools.count()
+            for epoch, steps in itertools.groupby(self.steps_from(start), key=lambda at: at[0]):
+                first = next(steps)[1]
+                for block in self.read(epoch, first, self.steps.per_epoch):
+                    if next(number) % world_size == rank:
+                        yield self.crop(block)
+
+        return _ahead(self._batches(start, blocks(), rank, world_size))
+
+    def on_ray(self, start: Position, world_size: int) -> Iterator[list[ray.data.DataIterator]]:
+        """For each leg of the run, one Ray Data iterator a worker; take a leg when the one before is used up."""
+        for leg in _chunks(self._spans(start), SPANS_PER_LEG):
+            yield ray_iterators(self, leg, world_size)
+
+    def batches_of(self, start: Position, legs: Iterable[ray.data.DataIterator], rank: int, world_size: int) -> Iterator[Batch]:
+        """One worker's batches from its iterators of :meth:`on_ray`."""
+
+        def blocks() -> Iterator[Block]:
+            for leg in legs:
+                for table in _tables(leg):
+                    for cell in table.column("block"):
+                        yield pickle.loads(cell.as_buffer())
+
+        return self._batches(start, blocks(), rank, world_size)
+
+    def _spans(self, start: Position) -> Iterator[tuple[int, int, int]]:
+        """Consecutive steps of an epoch, about `WINDOWS_PER_SPAN` windows of rows: (epoch, first, last + 1)."""
+        window_rows = self.config.data.window_groups * self.shards.manifest.group_rows
+        size = -(-WINDOWS_PER_SPAN * window_rows // self.config.global_batch_size)
+        for epoch, steps in itertools.groupby(self.steps_from(start), key=lambda at: at[0]):
+            first = next(steps)[1]
+            for begin in range(first, self.steps.per_epoch, size):
+                yield epoch, begin, min(begin + size, self.steps.per_epoch)
+
+    def _batches(self, start: Position, blocks: Iterator[Block], rank: int, world_size: int) -> Iterator[Batch]:
+        dealt = 0  # blocks dealt to all workers in the present leg
+        leg_left = sum(last - first for _, first, last in itertools.islice(self._spans(start), SPANS_PER_LEG))
+        for epoch, step in self.steps_from(start):
+            if leg_left == 0:
+                dealt = 0
+                leg_left = sum(
+                    last - first
+                    for _, first, last in itertools.islice(self._spans(Position(epoch, self.steps.start(step))), SPANS_PER_LEG)
+                )
+            leg_left -= 1
+            first, last = self.steps.start(step), self.steps.start(step + 1)
+            cuts = [0, *(end - first for end in self.steps.block_ends(step))]
+            expected = [range(a, b) for i, (a, b) in enumerate(itertools.pairwise(cuts)) if (dealt + i) % world_size == rank]
+            dealt += len(cuts) - 1
+            mine = list(itertools.islice(blocks, len(expected)))
+            got = [(block.epoch, block.step, block.positions) for block in mine]
+            if got != [(epoch, step, positions) for positions in expected]:
+                raise RuntimeError(f"the data stream is out of step: expected {expected} of {(epoch, step)}, got {got}")
+            done = last == self.plan.num_rows
+            yield Batch(
+                epoch,
+                step,
+                global_rows=last - first,
+                next=Position(epoch + 1, 0) if done else Position(epoch, last),
+                positions=np.concatenate([np.arange(p.start, p.stop) for p in expected] or [np.empty(0, dtype=np.int64)]),
+                ids=[identifier for block in mine for identifier in block.ids],
+                crops=self._join(mine),
+                bad=[entry for block in mine for entry in block.bad],
+            )
+
+    def _join(self, blocks: list[Block]) -> Crops:
+        if not blocks:
+            return [
+                np.empty((count, 0, size, size, 3), dtype=np.uint8)
+                for size, count in zip(self.config.crop_sizes, self.config.crop_counts, strict=True)
+            ]
+        return [np.concatenate(groups, axis=1) for groups in zip(*(block.crops for block in blocks), strict=True)]
+
+
+def ray_iterators(stream: Stream, spans: list[tuple[int, int, int]], world_size: int) -> list[ray.data.DataIterator]:
+    """Read and crop ``spans`` on the cluster, dealt to ``world_size`` workers block by block."""
+    import ray.data
+
+    def read(batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        for epoch, first, last in batch["span"]:
+            for block in stream.read(int(epoch), int(first), int(last)):
+                yield {"block": [pickle.dumps(block, protocol=5)]}
+
+    def crop(batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"block": [pickle.dumps(stream.crop(pickle.loads(cell)), protocol=5) for cell in batch["block"]]}
+
+    dataset = ray.data.from_items([{"span": list(span)} for span in spans], override_num_blocks=len(spans))
+    # One of our blocks is one row and one block of Ray's: each is dealt whole, and Ray's splitter, which gives the next
+    # block to the worker with the fewest rows, deals strictly in turn.
+    dataset.context.target_max_block_size = 1
+    dataset.context.execution_options.preserve_order = True
+    dataset.context.enable_progress_bars = False
+    # Different CPU shares keep Ray from fusing the two, so that the blocks of one read are cropped in parallel.
+    cropped = dataset.map_batches(read, batch_size=1, num_cpus=0.5).map_batches(crop, batch_size=None, num_cpus=1)
+    return list(cropped.streaming_split(world_size, equal=False))
+
+
+def _tables(leg: ray.data.DataIterator) -> Iterator[Any]:
+    yield from leg.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)  # type: ignore[arg-type]
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """``items`` made in a thread, at most ``depth`` ahead of their use."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(entry: tuple[str, Any]) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(entry, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(("item", item))
+                if closed.is_set():
+                    return
+            put(("end", None))
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(("error", error))
+
+    threading.Thread(target=work, name="swav-ray-data", daemon=True).start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        closed.set()

@@ -1,0 +1,49 @@
+"""Weighted nearest neighbours on frozen features (Wu et al. 2018, the protocol of DINO and lightly).
+
+Shapes: N rows, D features, C classes, k neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swav_ray.evaluate.linear_probe import Score
+
+
+@torch.no_grad()
+def knn(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk_rows: int = 1024,
+) -> Score:
+    """Accuracy of a vote of the ``k`` most similar training rows, each weighing ``exp(cosine / temperature)``.
+
+    Args:
+        train_features, test_features: ``(N, D)`` floats; made unit length here.
+        train_labels, test_labels: ``(N,)`` class numbers from 0.
+        k: neighbours; at most the training rows there are.
+        temperature: of the votes.
+        chunk_rows: test rows compared at a time; bounds the memory.
+
+    Raises:
+        ValueError: no rows, or unequal lengths.
+    """
+    if len(train_features) != len(train_labels) or len(test_features) != len(test_labels):
+        raise ValueError("features and labels must have the same number of rows")
+    if len(train_labels) == 0 or len(test_labels) == 0:
+        raise ValueError("nearest neighbours need training and test rows")
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    train = torch.nn.functional.normalize(train_features.float(), dim=1)
+    test = torch.nn.functional.normalize(test_features.float(), dim=1)
+    votes = []
+    for rows in test.split(chunk_rows):
+        similarity, index = (rows @ train.T).topk(min(k, len(train)), dim=1)
+        weight = (similarity / temperature).exp()
+        votes.append(torch.zeros(len(rows), num_classes, device=rows.device).scatter_add_(1, train_labels[index], weight))
+    return Score.of(torch.cat(votes), test_labels)

@@ -1,0 +1,1 @@
+"""One run: the loop, its state and how it is spread over workers."""

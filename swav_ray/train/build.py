@@ -1,0 +1,99 @@
+"""A configuration to a model and its optimiser."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from swav_ray.config import Config
+from swav_ray.data.decode import decode
+from swav_ray.data.multicrop import centre_crop
+from swav_ray.data.stream import Stream
+from swav_ray.errors import UserError, did_you_mean
+from swav_ray.evaluate.features import normalise
+from swav_ray.swav.model import SwAV
+from swav_ray.swav.optim import LARS
+from swav_ray.swav.resnet import ARCHITECTURES, resnet
+
+
+def build_backbone(config: Config) -> nn.Module:
+    """The backbone the configuration names.
+
+    Raises:
+        UserError: no such architecture, or a factory that cannot be imported or lacks ``num_features``.
+    """
+    c = config.backbone
+    if ":" in c.arch:
+        module, _, factory = c.arch.partition(":")
+        try:
+            backbone = getattr(importlib.import_module(module), factory)()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"backbone.arch = {c.arch!r}: cannot be imported: {error}") from None
+        if not isinstance(getattr(backbone, "num_features", None), int):
+            raise UserError(f"backbone.arch = {c.arch!r}: the module needs an integer .num_features, the width of its features")
+        return backbone
+    if c.arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(
+            f"backbone.arch = {c.arch!r}{did_you_mean(c.arch, ARCHITECTURES)}: known are {known}, or package.module:factory"
+        )
+    return resnet(c.arch, base_width=c.base_width, stem=c.stem)
+
+
+def build_model(config: Config) -> SwAV:
+    backbone = build_backbone(config)
+    return SwAV(
+        backbone,
+        num_features=backbone.num_features,  # type: ignore[arg-type]
+        hidden_dim=config.hidden_dim,
+        feature_dim=config.feature_dim,
+        num_prototypes=config.num_prototypes,
+    )
+
+
+def build_optimizer(config: Config, model: SwAV) -> torch.optim.Optimizer:
+    """The optimiser over one group, as published, or two where the prototypes have a learning rate of their own."""
+    prototypes = list(model.prototypes.parameters())
+    own = config.prototypes_lr_scale != 1
+    rest = [p for p in model.parameters() if not own or all(p is not q for q in prototypes)]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr_scale": 1.0}]
+    if own:
+        groups.append({"params": prototypes, "lr_scale": config.prototypes_lr_scale})
+    if config.optimizer == "lars":
+        return LARS(groups, config.base_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, config.base_lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, config.base_lr, weight_decay=config.weight_decay)
+
+
+@torch.no_grad()
+def init_prototypes(model: SwAV, config: Config, stream: Stream) -> None:
+    """Set the prototypes to the embeddings of K random images, the first of the plan; the same on every worker."""
+    size, resize = evaluation_sizes(config)
+    images: list[Any] = []
+    for window in stream.plan.windows(epoch=0):
+        pairs = window.pairs[: config.num_prototypes - len(images)]
+        for jpeg in stream.shards.read_rows(pairs, ["jpeg"]).column("jpeg").to_pylist():
+            images.append(centre_crop(decode(jpeg), resize, size))
+        if len(images) == config.num_prototypes:
+            break
+    if len(images) < config.num_prototypes:
+        raise UserError(f"prototype_init samples: {len(images)} images are fewer than num_prototypes {config.num_prototypes}")
+    import numpy as np
+
+    parts = []
+    for start in range(0, len(images), 256):
+        pixels = normalise(np.stack(images[start : start + 256]), config.augment.mean, config.augment.std, torch.device("cpu"))
+        parts.append(model.backbone(pixels))
+    running = {name: value.clone() for name, value in model.state_dict().items() if "running" in name or "tracked" in name}
+    model.prototypes.weight.copy_(nn.functional.normalize(model.projector(torch.cat(parts)), dim=1))
+    model.load_state_dict(running, strict=False)
+
+
+def evaluation_sizes(config: Config) -> tuple[int, int]:
+    """(crop size, short side before it) of the evaluation view; 224 and 256 as published."""
+    size = config.crop_sizes[0]
+    return size, max(size, config.probe.resize or round(size * 256 / 224))

@@ -1,0 +1,277 @@
+"""The training loop: the page to read first.
+
+Every step: put the prototypes on the sphere, embed all crops (one backbone call a resolution), assign codes to the
+full-resolution crops over the rows of all workers and the queue, ask every other crop to predict them, step the optimiser.
+All state is free of the number of workers: position is a row of the epoch, the queue one global list.
+
+Shapes: V crops, A assigned crops, B rows of this worker, K prototypes, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from swav_ray.config import Config
+from swav_ray.data.storage import Storage
+from swav_ray.data.stream import Batch, Position, Stream
+from swav_ray.errors import UserError
+from swav_ray.evaluate.features import normalise
+from swav_ray.swav.batch_norm import sync_batch_norm
+from swav_ray.swav.collapse import CollapseWatch, judge
+from swav_ray.swav.feature_queue import FeatureQueue, cut_queue, gather_queue, usable_queue_length
+from swav_ray.swav.loss import assign_codes, swapped_prediction
+from swav_ray.swav.optim import warmup_cosine
+from swav_ray.train.build import build_model, build_optimizer, init_prototypes
+from swav_ray.train.checkpoint import Checkpoints
+from swav_ray.train.metrics import MetricsLog
+from swav_ray.train.probe import probe_backbone
+from swav_ray.train.world import World
+
+LOG_EVERY = 10  # steps between reads of values from the device
+Report = Callable[[dict[str, Any]], None]
+
+
+class Training:
+    """A run in the middle of its life: model, optimiser, queue and position on this worker.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        world: the workers of the moment.
+        report: called on rank 0 with each logged step's figures, and with `probe/top1` at the ends of epochs.
+    """
+
+    def __init__(self, config: Config, run: Storage, world: World, report: Report | None = None) -> None:
+        self.config, self.run, self.world = config, run, world
+        self.report = report or (lambda row: None)
+        self.stream = Stream(config)
+        self.steps_per_epoch = self.stream.steps.per_epoch
+        self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last)
+        torch.manual_seed(config.seed)  # the same weights on every worker, on the CPU whatever the device
+        self.model = build_model(config)
+        self.position, self.step = Position(), 0
+        self.queue: FeatureQueue | None = None
+        saved = self.checkpoints.latest()
+        if saved is None and config.prototype_init == "samples":
+            init_prototypes(self.model, config, self.stream)
+        self.model.to(world.device).to(memory_format=torch.channels_last)
+        if world.group is not None:
+            sync_batch_norm(self.model, world.group)
+        self.optimizer = build_optimizer(config, self.model)
+        if saved is not None:
+            self._load(*saved)
+        self._forward: torch.nn.Module = self.model
+        if world.group is not None:
+            devices = [world.device] if world.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(
+                self.model, device_ids=devices, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.watch = CollapseWatch(config.num_prototypes, config.feature_dim, device=world.device)
+        self.log = MetricsLog(run, self.step) if world.rank == 0 else None
+        self._pending: list[dict[str, Any]] = []  # steps whose loss is still on the device
+        self._pending_losses: list[Tensor] = []
+        self._bad_in_epoch = 0.0
+        self._saved_step, self._saved_time = self.step, time.monotonic()
+        self._tick = time.monotonic()
+
+    @property
+    def settled_epoch(self) -> float:
+        """Epoch from which the collapse watch may judge: warm-up, freeze and queue start are over."""
+        c = self.config
+        return max(c.warmup_epochs, c.freeze_prototypes_epochs, c.queue_start_epoch if c.queue_length else 0) + 1
+
+    def run_to_end(self, batches: Iterator[Batch]) -> dict[str, Any]:
+        """Train on ``batches`` (from :attr:`position` on) to the end of the run.
+
+        Returns:
+            The last figures, with the probe's.
+
+        Raises:
+            UserError: too many unreadable images, a diverged loss, or no room for a checkpoint; on every worker at once.
+        """
+        last: dict[str, Any] = {}
+        for batch in batches:
+            self._train_step(batch)
+            epoch_over = batch.next.epoch > batch.epoch
+            if self.step % LOG_EVERY == 0 or epoch_over:
+                last = self._flush() or last
+            if epoch_over:
+                last |= self._end_of_epoch(batch.epoch + 1)
+            if epoch_over or self._checkpoint_due():
+                self.save()
+        if self.log is not None:
+            self.log.close()
+        return last
+
+    def _train_step(self, batch: Batch) -> None:
+        c, world = self.config, self.world
+        lr = self._set_learning_rate()
+        self._open_queue(batch.epoch)
+        rows = len(batch.positions)
+
+        self.model.normalize_prototypes()
+        embeddings, scores = self._forward(self._crops(batch))
+        embeddings_VBD = embeddings.view(c.num_crops, rows, -1).float()
+        scores_VBK = scores.view(c.num_crops, rows, -1).float()
+        assigned = list(c.crops_for_assign)
+        codes_ABK = assign_codes(
+            scores_VBK[assigned],
+            self.model.prototypes.weight,
+            epsilon=c.epsilon,
+            num_iterations=c.sinkhorn_iterations,
+            queue=self.queue,
+            group=world.group,
+        )
+        if self.queue is not None:
+            self.queue.push(
+                embeddings_VBD[assigned], positions=torch.from_numpy(batch.positions), global_rows=batch.global_rows
+            )
+        loss = swapped_prediction(scores_VBK, codes_ABK, crops_for_assign=assigned, temperature=c.temperature)
+        # Workers hold unequal shares of the rows and DDP averages over workers: weigh by share to get the global mean.
+        share = rows / batch.global_rows
+        (loss * (share * world.size)).backward()
+        if self.step < c.freeze_prototypes_epochs * self.steps_per_epoch:
+            self.model.prototypes.weight.grad = None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        self.watch.update(embeddings_VBD[assigned], scores_VBK[assigned], c.temperature)
+        self.step += 1
+        self.position = batch.next
+        self._bad_in_epoch += len(batch.bad)
+        self._pending_losses.append(loss.detach() * share)
+        row: dict[str, Any] = {"step": self.step, "epoch": batch.epoch, "rows": batch.global_rows}
+        row |= {"lr": lr, "workers": world.size}
+        if c.data.log_ids:
+            shares = world.gather(list(zip(batch.positions.tolist(), batch.ids, strict=True)))
+            if shares is not None:
+                row["ids"] = [identifier for _, identifier in sorted(pair for part in shares for pair in part)]
+        self._pending.append(row)
+
+    def _crops(self, batch: Batch) -> list[Tensor]:
+        """V normalised tensors ``(B, 3, S, S)``."""
+        augment, crops = self.config.augment, []
+        for group in batch.crops:  # (C, B, S, S, 3)
+            pixels = normalise(group.reshape(-1, *group.shape[2:]), augment.mean, augment.std, self.world.device)
+            crops += list(pixels.chunk(len(group))) if group.shape[1] else [pixels] * len(group)
+        return crops
+
+    def _set_learning_rate(self) -> float:
+        c = self.config
+        lr = warmup_cosine(
+            self.step,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=c.epochs,
+            warmup_epochs=c.warmup_epochs,
+            start_warmup=c.start_warmup,
+            base_lr=c.base_lr,
+            final_lr=c.final_lr,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        return lr
+
+    def _open_queue(self, epoch: int) -> None:
+        c = self.config
+        length = usable_queue_length(c.queue_length, c.global_batch_size)
+        if self.queue is None and length and epoch >= c.queue_start_epoch:
+            self.queue = FeatureQueue(length, len(c.crops_for_assign), c.feature_dim, device=self.world.device)
+            self.queue.rank, self.queue.world_size = self.world.rank, self.world.size
+
+    def _flush(self) -> dict[str, Any] | None:
+        """Read the losses since the last flush, write their lines, judge the run; the last line on rank 0."""
+        values = torch.stack([*self._pending_losses, torch.tensor(self._bad_in_epoch, device=self.world.device)])
+        *losses, bad = self.world.sum(values).tolist()
+        rows, self._pending, self._pending_losses = self._pending, [], []
+        for row, loss in zip(rows, losses, strict=True):
+            row["loss"] = loss
+        signs = self.watch.read(losses[-1], self.world.group)
+        epoch_now = self.step / self.steps_per_epoch
+        verdict = judge(signs, epoch=epoch_now, settled_epoch=self.settled_epoch)
+        now = time.monotonic()
+        rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"}
+        rows[-1] |= {"verdict": verdict.state, "bad_images": int(bad), "ln_k": math.log(self.config.num_prototypes)}
+        rows[-1]["images_per_second"] = sum(row["rows"] for row in rows) / max(now - self._tick, 1e-9)
+        self._tick = now
+        if self.log is not None:
+            for row in rows:
+                self.log.write(row)
+            self.log.flush()
+            self.report(rows[-1] | {"steps": self.steps_per_epoch * self.config.epochs, "advice": verdict.advice})
+        limit = self.config.data.max_bad_fraction * self.stream.plan.num_rows
+        if bad > limit:
+            raise UserError(
+                f"{self.config.data.train}: {int(bad)} unreadable images in epoch {rows[-1]['epoch']}, more than "
+                f"data.max_bad_fraction {self.config.data.max_bad_fraction} allows; mend the shards or raise it"
+            )
+        if verdict.state == "diverged":
+            raise UserError(f"the loss is {losses[-1]} at step {self.step}: {verdict.advice}")
+        return rows[-1] if self.log is not None else None
+
+    def _end_of_epoch(self, epochs_done: int) -> dict[str, Any]:
+        self._bad_in_epoch = 0.0
+        every = self.config.probe.every_epochs
+        due = epochs_done == self.config.epochs or (every and epochs_done % every == 0)
+        found: dict[str, Any] = {"epochs_done": epochs_done}
+        if due:
+            found |= probe_backbone(self.config, self.model.backbone, self.world)
+            if self.log is not None and "probe/top1" in found:
+                self.log.write({"step": self.step, "epoch": epochs_done - 1, **found})
+        if self.world.rank == 0:
+            self.report({"step": self.step, "epoch": epochs_done - 1, **found})
+        self._tick = time.monotonic()
+        return found
+
+    def _checkpoint_due(self) -> bool:
+        c = self.config.checkpoint
+        if c.every_steps:
+            return self.step % c.every_steps == 0
+        # Clocks differ: rank 0's decides. Asked at flushes only, which all workers reach together.
+        if self.step % LOG_EVERY:
+            return False
+        return bool(self.world.broadcast(time.monotonic() - self._saved_time > c.every_seconds))
+
+    def save(self) -> None:
+        """Save a checkpoint of the whole run; every worker calls it, rank 0 writes."""
+        if self._saved_step == self.step:
+            return
+        if self._pending:
+            self._flush()
+        queues = self.world.gather(self.queue.state_dict()) if self.queue is not None else None
+        problem = None
+        if self.world.rank == 0:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "queue": gather_queue(queues) if queues else None,
+                "epoch": self.position.epoch,
+                "row": self.position.row,
+            }
+            about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
+            try:
+                if self.log is not None:
+                    self.log.sync()
+                self.checkpoints.save(self.step, state, about)
+            except (UserError, OSError) as error:
+                problem = str(error)
+        problem = self.world.broadcast(problem)
+        if problem is not None:
+            raise UserError(problem)
+        self._saved_step, self._saved_time = self.step, time.monotonic()
+
+    def _load(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position, self.step = Position(state["epoch"], state["row"]), manifest["step"]
+        if state["queue"] is not None:
+            queue = state["queue"]
+            self.queue = FeatureQueue(queue["length"], queue["rows"].shape[0], queue["rows"].shape[2], device=self.world.device)
+            self.queue.load_state_dict(cut_queue(queue, self.world.rank, self.world.size))

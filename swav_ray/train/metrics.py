@@ -1,0 +1,75 @@
+"""Metrics of a run: one JSON line a step, TensorBoard beside it, and only of steps that count.
+
+After a restart the lines of steps that are done again are removed, so `metrics.jsonl` is always the one surviving history.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from swav_ray.data.storage import Storage
+
+FILE = "metrics.jsonl"
+
+
+def read_metrics(run: Storage) -> list[dict[str, Any]]:
+    """All lines of a run, oldest first; none if it has not begun."""
+    try:
+        lines = run.read(FILE).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the last line of a run killed while writing it
+            break
+    return rows
+
+
+class MetricsLog:
+    """The writer, on one rank only.
+
+    Args:
+        run: folder of the run.
+        step: steps already done and saved; lines of later steps are dropped.
+    """
+
+    def __init__(self, run: Storage, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run = run
+        self._scratch = Path(tempfile.mkdtemp(prefix="swav-ray-")) if run.is_s3 else Path(run.root)
+        kept = [row for row in read_metrics(run) if row["step"] <= step]
+        self._path = self._scratch / FILE
+        Storage(str(self._scratch)).write(FILE, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(self._scratch / "tensorboard"), purge_step=step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one step's line; plain numbers in it go to TensorBoard."""
+        self._file.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, int | float) and key != "step":
+                self._board.add_scalar(key, value, row["step"])
+
+    def flush(self) -> None:
+        """Make what was written visible to readers of the folder."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Copy to the run's folder where that is S3; called with each checkpoint."""
+        self.flush()
+        if self.run.is_s3:
+            self._board.flush()
+            self.run.put(self._path, FILE)
+            for file in (self._scratch / "tensorboard").iterdir():
+                self.run.put(file, f"tensorboard/{file.name}")
+
+    def close(self) -> None:
+        self._board.close()
+        self.sync()
+        self._file.close()

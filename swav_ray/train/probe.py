@@ -1,0 +1,107 @@
+"""What the backbone is worth right now: features of shards, spread over the workers, and the linear probe on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from swav_ray.config import Config
+from swav_ray.data.decode import BadImageError, decode
+from swav_ray.data.multicrop import centre_crop
+from swav_ray.data.shards import Shards
+from swav_ray.evaluate.features import extract, normalise
+from swav_ray.evaluate.linear_probe import linear_probe
+from swav_ray.train.build import evaluation_sizes
+from swav_ray.train.world import World
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Evaluation views of labelled images: N pictures (N, S, S, 3), their labels and ids."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    ids: list[str]
+
+
+def load_images(config: Config, uri: str, *, max_rows: int | None = None, part: int = 0, parts: int = 1) -> Labelled:
+    """The labelled images of a data set, of every ``parts``-th row group; none if the shards hold no labels."""
+    shards = Shards(uri)
+    size, resize = evaluation_sizes(config)
+    keep = shards.num_rows if max_rows is None else min(max_rows, shards.num_rows)
+    images, labels, ids = [], [], []
+    for table in shards.iter_groups(["id", "label", "jpeg"], part, parts):
+        for identifier, label, jpeg in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if label < 0 or _fraction(identifier, "sample") >= keep / shards.num_rows:
+                continue
+            try:
+                images.append(centre_crop(decode(jpeg), resize, size))
+            except BadImageError:
+                continue
+            labels.append(label)
+            ids.append(identifier)
+    stacked = np.stack(images) if images else np.empty((0, size, size, 3), dtype=np.uint8)
+    return Labelled(stacked, np.array(labels, dtype=np.int64), ids)
+
+
+def features_of(config: Config, backbone: nn.Module, images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """``(N, D)`` frozen features on the CPU."""
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(images), 256):
+            yield normalise(images[start : start + 256], config.augment.mean, config.augment.std, device)
+
+    return extract(backbone, batches())
+
+
+def probe_backbone(config: Config, backbone: nn.Module, world: World) -> dict[str, Any]:
+    """Linear-probe accuracy on the held-out part of the training images: figures on rank 0, nothing elsewhere.
+
+    Every worker embeds its share of the row groups. Nothing is scored if the images have no labels.
+    """
+    data = load_images(config, config.data.train, max_rows=config.probe.max_rows, part=world.rank, parts=world.size)
+    features = features_of(config, backbone, data.images, world.device)
+    parts = world.gather((features, data.labels, data.ids))
+    if parts is None:
+        return {}
+    ids = np.array([identifier for _, _, part in parts for identifier in part])
+    if len(ids) < 10:
+        return {}
+    order = np.argsort(ids)  # by id, so that the figure does not depend on the number of workers
+    features = torch.cat([part for part, _, _ in parts if len(part)])[order]
+    labels = torch.from_numpy(np.concatenate([part for _, part, _ in parts]))[order]
+    held = held_out(config, list(ids[order]))
+    if labels[~held].unique().numel() < 2 or not held.any():
+        return {}
+    score = linear_probe(features[~held], labels[~held], features[held], labels[held])
+    return {
+        "probe/top1": score.top1,
+        "probe/top5": score.top5,
+        "probe/top1_stderr": score.top1_stderr,
+        "probe/rows": score.num_test,
+    }
+
+
+def held_out(config: Config, ids: list[str]) -> Tensor:
+    """Which images the probe is scored on: a fixed share, by id, the same in every run and trial."""
+    return torch.tensor([_fraction(identifier, "holdout") < config.probe.holdout for identifier in ids])
+
+
+def _fraction(identifier: str, purpose: str) -> float:
+    digest = hashlib.blake2b(f"{purpose}:{identifier}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2.0**64
+
+
+def pixel_features(images: NDArray[np.uint8]) -> Tensor:
+    """``(N, 3 * 16 * 16)`` floats of pictures shrunk by area; grey pictures give one channel."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    if bool((pixels == pixels[:, :1]).all()):
+        pixels = pixels[:, :1]
+    return torch.nn.functional.adaptive_avg_pool2d(pixels, 16).flatten(1)

@@ -1,0 +1,51 @@
+"""The workers of the moment: who this process is among them, and what it shares with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; `group` is None for a single one. `control` carries objects, on the CPU."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def join(cls, device: torch.device) -> World:
+        """The world of an initialised `torch.distributed`, or a single process where there is none."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls(device=device)
+        everyone: Any = dist.group.WORLD
+        control: Any = dist.new_group(backend="gloo") if device.type == "cuda" else everyone
+        return cls(dist.get_rank(), dist.get_world_size(), everyone, control, device)
+
+    def gather(self, item: Any) -> list[Any] | None:
+        """Everyone's item in rank order on rank 0; None elsewhere."""
+        if self.group is None:
+            return [item]
+        items: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(item, items, dst=0, group=self.control)
+        return items
+
+    def broadcast(self, item: Any) -> Any:
+        """Rank 0's item, everywhere."""
+        if self.group is None:
+            return item
+        box = [item]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` summed over all workers, in place."""
+        if self.group is not None:
+            dist.all_reduce(values, group=self.group)
+        return values

@@ -1,0 +1,127 @@
+"""The memory of a sweep: an Optuna study in a journal file, and the searcher through which Ray Tune asks it.
+
+The journal is the truth. A sweep that is run again reads it: finished trials stay, those that were running go on under
+their own number, new ones are sampled. Ray Tune's own state is never restored.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search.searcher import Searcher
+
+from swav_ray.errors import UserError
+from swav_ray.tune.space import Space, make_sampler
+
+JOURNAL = "study.journal"
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def open_study(space: Space, folder: Path | None) -> optuna.Study:
+    """The study of a sweep, from ``folder``'s journal or, for a dry run, in memory.
+
+    Raises:
+        UserError: the folder holds a study of another space.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if folder is None:
+        return optuna.create_study(direction="maximize")
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    study = optuna.create_study(study_name=space.name, storage=storage, direction="maximize", load_if_exists=True)
+    defining = space.model_dump(mode="json", exclude={"budget", "concurrency", "resources"})
+    known = study.user_attrs.get("space")
+    if known is None:
+        study.set_user_attr("space", defining)
+    elif known != defining:
+        keys = ", ".join(sorted(key for key in defining if known.get(key) != defining[key]))
+        raise UserError(
+            f"{folder}: holds a sweep of another space (differs in {keys}); give the space another name, or delete the folder"
+        )
+    return study
+
+
+def next_trial(study: optuna.Study, space: Space) -> FrozenTrial:
+    """Sample the next trial: the baselines first, then the sampler's."""
+    number = len(study.get_trials(deepcopy=False))
+    study.sampler = make_sampler(space, number)
+    if number < len(space.baseline):
+        study.enqueue_trial(_as_sampled(space, space.baseline[number]))
+    asked = study.ask(space.distributions())
+    return study.get_trials(deepcopy=False)[asked.number]
+
+
+def _as_sampled(space: Space, point: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    return {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in point.items()}
+
+
+class StudySearcher(Searcher):
+    """Ray Tune's view of the study.
+
+    Trial n is sampled when all trials up to n - concurrency have ended and been told in order, so what the sampler knows
+    does not depend on which of two trials was quicker: the same seed gives the same configurations.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space) -> None:
+        super().__init__(metric=space.objective, mode="max")
+        self.study, self.space = study, space
+        trials = study.get_trials(deepcopy=False)
+        self._unfinished = [trial for trial in trials if trial.state not in FINISHED]
+        self._numbers: dict[str, int] = {}  # Tune's trial id -> the study's number
+        self._waiting: dict[int, dict[str, Any]] = {}  # results of trials that ended before an earlier one
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """Settings of the next trial; None while an earlier one must end first; FINISHED when the budget is spent."""
+        if self._unfinished:
+            trial = self._unfinished.pop(0)
+        else:
+            trials = self.study.get_trials(deepcopy=False)
+            if len(trials) >= self.space.budget.trials:
+                return Searcher.FINISHED
+            told = sum(trial.state in FINISHED for trial in trials)
+            if len(trials) - told >= self.space.concurrency:
+                return None
+            trial = next_trial(self.study, self.space)
+        self._numbers[trial_id] = trial.number
+        return {"number": trial.number, "settings": self.space.values_of(trial.params)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study of ended trials, in the order of their numbers."""
+        number = self._numbers.pop(trial_id)
+        self._waiting[number] = {"error": "the trial's process died"} if error or result is None else result
+        running = sorted([*self._numbers.values(), *(t.number for t in self._unfinished), *self._waiting])
+        for number in running:
+            if number not in self._waiting:
+                return
+            tell(self.study, number, self._waiting.pop(number), self.space.objective)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Intermediate results stand in the trials' own metrics."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+
+def tell(study: optuna.Study, number: int, result: dict[str, Any], objective: str) -> None:
+    """Record how a trial ended: COMPLETE with its value, or FAIL with the reason."""
+    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+    for key in ("top1_stderr", "epochs_done", "seconds", "run", "error", "step"):
+        value = result.get(key, result.get(f"probe/{key}"))
+        if value is not None:
+            study._storage.set_trial_user_attr(trial_id, key, value)
+    value = result.get(objective)
+    if result.get("error") or value is None or not math.isfinite(value):
+        study.tell(number, state=TrialState.FAIL)
+    else:
+        study.tell(number, value)
