@@ -42,13 +42,20 @@ def _overrides(assignments: list[str] | None) -> dict[str, Any]:
     return dict(parse_assignment(text) for text in assignments or [])
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    # Eager: answered before Typer asks for a command.
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -129,9 +136,9 @@ def _short(place: str) -> str:
 
 
 def _worker_range(text: str) -> tuple[int, int]:
-    low, _, high = text.partition(":")
+    low, colon, high = text.partition(":")
     try:
-        bounds = int(low), int(high or low)
+        bounds = int(low), int(high if colon else low)
     except ValueError:
         raise UserError(f"--workers {text}: write a number, or MIN:MAX as in 1:8") from None
     if not 1 <= bounds[0] <= bounds[1]:
@@ -148,6 +155,8 @@ def tune(
     dry_run: Annotated[int, typer.Option("--dry-run", metavar="N", help="print N sampled configurations and stop")] = 0,
 ) -> None:
     """Find settings for your data: a sweep ranked by linear-probe accuracy. Run again, it goes on."""
+    if dry_run < 0:
+        raise UserError(f"--dry-run {dry_run}: give the number of configurations to print")
     from swav_ray.tune.space import load_space
 
     budget = {"trials": trials} if trials is not None else None
@@ -196,6 +205,8 @@ def knn(
     k: Annotated[int, typer.Option(help="neighbours")] = 20,
 ) -> None:
     """Score a run's backbone: weighted nearest neighbours on its frozen features, on the test data."""
+    if k < 1:
+        raise UserError(f"--k {k}: at least one neighbour must vote")
     from swav_ray.train.scoring import score_run
 
     for line in score_run(run, "knn", test, k=k):

@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from swav_ray.errors import UserError, did_you_mean
 
+# What PyYAML lets through from a value it cannot build (`2001-99-99`, `!!int x`) beside its own errors.
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, values are checked when set, nothing changes later."""
@@ -137,6 +140,8 @@ class Config(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     prototypes_lr_scale: float = Field(1.0, gt=0, description="the prototypes' learning rate over everyone else's")
 
+    precision: Literal["float32", "float64"] = Field("float32", description="of weights and activations")
+
     data: Data = Data()
     elastic: Elastic = Elastic()
     checkpoint: Checkpoints = Checkpoints()
@@ -239,12 +244,14 @@ def recipe_names() -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping."""
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    try:
+        content = yaml.safe_load(text)
+    except NOT_YAML as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, found {type(content).__name__}")
@@ -286,7 +293,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: write key=value")
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError:
+    except NOT_YAML:
         raise UserError(f"--set {text}: the value is not valid YAML") from None
     return key.strip(), value
 
@@ -305,14 +312,20 @@ def build_config(values: dict[str, Any], source: str) -> Config:
 
 def explain(error: ValidationError, source: str, keys: dict[str, Any]) -> str:
     """The first mistake of a validation error in one line."""
-    first = error.errors()[0]
+    mistakes = error.errors()
+    # A misspelt key is often also a missing one; its own name says more.
+    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
     path = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{source}: unknown key {path!r}{did_you_mean(path, keys)}{more}"
+    if first["type"] == "missing":
+        return f"{source}: {path} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    if not path or first["type"] == "value_error":
+    if not path or message.startswith(path):
         return f"{source}: {message}{more}"
+    if first["type"] == "value_error":
+        return f"{source}: {path}: {message}{more}"
     return f"{source}: {path} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
 
 

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """What is wrong, where (file, key, value) and how to mend it, in one line."""
+    """What is wrong, where (file, key, value) and how to mend it, in one line, whatever a user's keys and values hold."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

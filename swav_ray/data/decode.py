@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +25,23 @@ def decode(content: bytes) -> Image.Image:
     Raises:
         BadImageError: truncated, not an image, or larger than 100 million pixels.
     """
+    with _one_error():
+        image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
+        return image.convert("RGB")
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Whatever Pillow's plugins raise for a broken file, as BadImageError with a reason of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-            return image.convert("RGB")
+            yield
     except BadImageError:
         raise
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise BadImageError("not an image" if "cannot identify" in reason else reason or type(error).__name__) from None
 
@@ -56,19 +65,28 @@ def ingest(content: bytes, quality: int = 95) -> Ingested:
         BadImageError: see :func:`decode`.
     """
     rgb = decode(content)
-    image = Image.open(io.BytesIO(content))
-    turned = image.getexif().get(0x0112, 1) != 1
-    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("progressive")
-    if plain and not turned:
-        return Ingested(content, image.width, image.height, transcoded=False)
-    if turned:
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
-    grey = image.mode in ("1", "L", "I", "I;16", "F")
-    if image.mode.startswith(("I", "F")):
-        rgb = _from_deep(image)
-    out = io.BytesIO()
-    (rgb.convert("L") if grey else rgb).save(out, "JPEG", quality=quality, subsampling=0)
-    return Ingested(out.getvalue(), rgb.width, rgb.height, transcoded=True)
+    with _one_error():
+        image: Image.Image = Image.open(io.BytesIO(content))
+        turned = _is_turned(image)
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L") and not image.info.get("progressive")
+        if plain and not turned:
+            return Ingested(content, image.width, image.height, transcoded=False)
+        if turned:
+            image = ImageOps.exif_transpose(image)
+            rgb = image.convert("RGB")
+        grey = image.mode in ("1", "L", "I", "I;16", "F")
+        if image.mode.startswith(("I", "F")):
+            rgb = _from_deep(image)
+        out = io.BytesIO()
+        (rgb.convert("L") if grey else rgb).save(out, "JPEG", quality=quality, subsampling=0)
+        return Ingested(out.getvalue(), rgb.width, rgb.height, transcoded=True)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(0x0112, 1) != 1
+    except Exception:  # broken metadata turn nothing; the pixels are good
+        return False
 
 
 def _from_deep(image: Image.Image) -> Image.Image:

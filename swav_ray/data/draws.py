@@ -57,7 +57,7 @@ def uniforms(seed: int, epoch: int, ids: Sequence[str], num_crops: int) -> NDArr
     counter[..., 3] = (np.arange(num_crops, dtype=np.uint64) * np.uint64(_BLOCKS))[:, None] + np.arange(
         _BLOCKS, dtype=np.uint64
     )
-    return (philox(counter, seed).reshape(len(ids), num_crops, -1).astype(np.float64) + 0.5) / 2.0**32
+    return (philox(counter, seed).reshape(len(ids), num_crops, 4 * _BLOCKS).astype(np.float64) + 0.5) / 2.0**32
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _replace_missing(images: list[Image.Image | None]) -> list[Image.Image | Non
 def _crop(picture: Image.Image, draws: Draws, row: int, crop: int, size: int) -> Image.Image:
     at = (row, crop)
     if draws.angle[at]:
-        picture = picture.rotate(draws.angle[at], resample=Image.Resampling.BILINEAR)
+        picture = picture.rotate(float(draws.angle[at]), resample=Image.Resampling.BILINEAR)
     top, left, height, width = (int(part[at]) for part in (draws.top, draws.left, draws.height, draws.width))
     image = picture.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     if draws.flip[at]:
@@ -76,7 +76,7 @@ def _crop(picture: Image.Image, draws: Draws, row: int, crop: int, size: int) ->
     if draws.grey[at]:
         image = image.convert("L").convert("RGB")
     if draws.sigma[at]:
-        image = image.filter(ImageFilter.GaussianBlur(draws.sigma[at]))
+        image = image.filter(ImageFilter.GaussianBlur(float(draws.sigma[at])))
     return image
 
 
@@ -98,9 +98,7 @@ def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
 def centre_crop(image: Image.Image, resize: int, size: int) -> NDArray[np.uint8]:
     """The evaluation view ``(S, S, 3)``: short side to ``resize``, centre crop of ``size`` (SWAV_FACTS 8)."""
     if min(image.size) != resize:
-        scale = resize / min(image.size)
-        image = image.resize(
-            (max(resize, int(image.width * scale)), max(resize, int(image.height * scale))), Image.Resampling.BILINEAR
-        )
+        width, height = (int(resize * side / min(image.size)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))

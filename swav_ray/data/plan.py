@@ -49,10 +49,13 @@ class Plan:
         words = [word for value in (self.seed, *key) for word in (value & 0xFFFFFFFF, value >> 32)]
         return np.random.RandomState(words).permutation(count).astype(np.int64)
 
+    def _check_start(self, row: int) -> None:
+        if not 0 <= row <= self.num_rows:
+            raise ValueError(f"start_row {row} is not within 0 to {self.num_rows}")
+
     def windows(self, epoch: int, start_row: int = 0) -> Iterator[Window]:
         """Windows from global row ``start_row`` of the epoch on; the first one is cut to begin exactly there."""
-        if not 0 <= start_row <= self.num_rows:
-            raise ValueError(f"start_row {start_row} is not within 0 to {self.num_rows}")
+        self._check_start(start_row)
         groups = self._shuffle(len(self.rows_per_group), epoch, 0)
         ends = np.cumsum(self.rows_per_group[groups])
         first = int(np.searchsorted(ends, start_row, side="right")) // self.window_groups
@@ -73,6 +76,7 @@ class Plan:
         Blocks end at multiples of ``block_rows`` of the epoch, so the first is shorter where ``start_row`` is not one of
         them, and the last where the epoch's length is not.
         """
+        self._check_start(start_row)
         ends = range(
             start_row - start_row % self.block_rows + self.block_rows, self.num_rows + self.block_rows, self.block_rows
         )

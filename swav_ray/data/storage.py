@@ -6,6 +6,7 @@ not Amazon's), never from a configuration.
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from pathlib import Path
@@ -33,7 +34,7 @@ class Storage:
             raise UserError(f"{uri}: only local folders and s3:// are supported, not {scheme}://")
         self.is_s3 = scheme == "s3" and bool(separator)
         if self.is_s3:
-            if not rest.strip("/"):
+            if not rest or rest.startswith("/"):
                 raise UserError(f"{uri}: an s3:// address needs a bucket, as in s3://bucket/folder")
             self.root = rest.strip("/")
             self.uri = f"s3://{self.root}"
@@ -94,17 +95,20 @@ class Storage:
             self.write(name, local.read_bytes())
 
     def list(self, name: str = "") -> list[str]:
-        """Names directly below a folder, sorted; none if it is not there."""
+        """Names directly below a folder, sorted; none if it is not there. Hidden names are not listed."""
         try:
             entries = self.fs.ls(self.path(name), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        # Not among them: what a killed write left, and the empty object by which S3 consoles mark a folder.
+        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry.rstrip("/") != self.path(name))
+        return sorted(name for name in names if not name.startswith("."))
 
     def delete(self, name: str) -> None:
         """Remove a file or folder; nothing happens if it is not there."""
         if self.exists(name):
-            self.fs.rm(self.path(name), recursive=True)
+            # fsspec takes *, ? and [ of an S3 path for a pattern, and would delete whatever matches it.
+            self.fs.rm(glob.escape(self.path(name)) if self.is_s3 else self.path(name), recursive=True)
 
 
 def absolute_uri(uri: str) -> str:

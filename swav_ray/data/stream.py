@@ -140,8 +140,12 @@ class Stream:
 
     def on_ray(self, start: Position, world_size: int) -> Iterator[list[ray.data.DataIterator]]:
         """For each leg of the run, one Ray Data iterator a worker; take a leg when the one before is used up."""
+        dealt = 0
         for leg in _chunks(self._spans(start), SPANS_PER_LEG):
-            yield ray_iterators(self, leg, world_size)
+            iterators = ray_iterators(self, leg, world_size)
+            # Ray deals every leg from its first iterator on; the worker whose turn it is takes that one.
+            yield [iterators[(rank - dealt) % world_size] for rank in range(world_size)]
+            dealt += sum(len(self.steps.block_ends(step)) for _, first, last in leg for step in range(first, last))
 
     def batches_of(self, start: Position, legs: Iterable[ray.data.DataIterator], rank: int, world_size: int) -> Iterator[Batch]:
         """One worker's batches from its iterators of :meth:`on_ray`."""
@@ -164,16 +168,8 @@ class Stream:
                 yield epoch, begin, min(begin + size, self.steps.per_epoch)
 
     def _batches(self, start: Position, blocks: Iterator[Block], rank: int, world_size: int) -> Iterator[Batch]:
-        dealt = 0  # blocks dealt to all workers in the present leg
-        leg_left = sum(last - first for _, first, last in itertools.islice(self._spans(start), SPANS_PER_LEG))
+        dealt = 0  # blocks dealt to all workers
         for epoch, step in self.steps_from(start):
-            if leg_left == 0:
-                dealt = 0
-                leg_left = sum(
-                    last - first
-                    for _, first, last in itertools.islice(self._spans(Position(epoch, self.steps.start(step))), SPANS_PER_LEG)
-                )
-            leg_left -= 1
             first, last = self.steps.start(step), self.steps.start(step + 1)
             cuts = [0, *(end - first for end in self.steps.block_ends(step))]
             expected = [range(a, b) for i, (a, b) in enumerate(itertools.pairwise(cuts)) if (dealt + i) % world_size == rank]

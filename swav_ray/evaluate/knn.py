@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from swav_ray.evaluate.linear_probe import Score
+from swav_ray.evaluate.linear_probe import Score, check_rows
 
 
 @torch.no_grad()
@@ -32,10 +32,11 @@ def knn(
         chunk_rows: test rows compared at a time; bounds the memory.
 
     Raises:
-        ValueError: no rows, or unequal lengths.
+        ValueError: no rows, unequal lengths, features that are not finite, or ``k`` below 1.
     """
-    if len(train_features) != len(train_labels) or len(test_features) != len(test_labels):
-        raise ValueError("features and labels must have the same number of rows")
+    check_rows(train_features, train_labels, test_features, test_labels)
+    if k < 1:
+        raise ValueError(f"k = {k}: at least one neighbour must vote")
     if len(train_labels) == 0 or len(test_labels) == 0:
         raise ValueError("nearest neighbours need training and test rows")
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1

@@ -33,6 +33,18 @@ class Score:
         return cls(top1, hits.any(dim=1).double().mean().item(), math.sqrt(top1 * (1 - top1) / count), count, l2)
 
 
+def check_rows(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
+    """Refuse what would give a number that means nothing.
+
+    Raises:
+        ValueError: features and labels of unequal lengths, or features that are not finite.
+    """
+    if len(train_features) != len(train_labels) or len(test_features) != len(test_labels):
+        raise ValueError("features and labels must have the same number of rows")
+    if not (train_features.isfinite().all() and test_features.isfinite().all()):
+        raise ValueError("features must be finite; the backbone gives NaN or infinite ones")
+
+
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
@@ -57,10 +69,9 @@ def linear_probe(
         seed: of the split that chooses ``l2``.
 
     Raises:
-        ValueError: no rows, unequal lengths, or fewer than two classes.
+        ValueError: no rows, unequal lengths, features that are not finite, or fewer than two classes.
     """
-    if len(train_features) != len(train_labels) or len(test_features) != len(test_labels):
-        raise ValueError("features and labels must have the same number of rows")
+    check_rows(train_features, train_labels, test_features, test_labels)
     if len(test_labels) == 0 or train_labels.unique().numel() < 2:
         raise ValueError("a linear probe needs test rows and training rows of at least two classes")
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1

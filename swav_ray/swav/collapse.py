@@ -67,7 +67,7 @@ class CollapseWatch:
         K, D = self.num_prototypes, self.dim
         sums = self._sums.to("cpu", copy=True)
         self._sums.zero_()
-        rows = float(sums[-1])
+        rows = max(float(sums[-1]), 1.0)
         mean_K = sums[K : 2 * K] / rows
         entropy = float(-(mean_K * mean_K.clamp_min(1e-12).log()).sum()) / math.log(K)
         mean_D = sums[2 * K : 2 * K + D] / rows
@@ -87,7 +87,7 @@ def judge(signs: Signs, *, epoch: float, settled_epoch: float) -> Verdict:
     The thresholds are rules of thumb: a loss within half a percent of ln K means predictions carry no information
     (8.006 for K = 3000 in many reports, SWAV_FACTS 10), and embeddings within 5 % of one point cannot be told apart.
     """
-    if not math.isfinite(signs.loss):
+    if not all(math.isfinite(sign) for sign in (signs.loss, signs.assignment_entropy, signs.embedding_std)):
         return Verdict(
             "diverged", "lower base_lr, or lengthen warmup_epochs; below 256 rows a batch scale base_lr with the batch"
         )

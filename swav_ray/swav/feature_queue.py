@@ -25,7 +25,7 @@ class FeatureQueue:
         length: rows the whole queue holds when full. A queue that stands alone (never cut) counts its own pushes only.
         num_views: one list of embeddings per assigned crop.
         dim: feature dimensions.
-        device: where the embeddings live.
+        device: where the embeddings live; float64 if such are pushed, else float32.
     """
 
     def __init__(self, length: int, num_views: int, dim: int, *, device: torch.device | str | None = None) -> None:
@@ -67,15 +67,16 @@ class FeatureQueue:
         if positions is None:
             positions = torch.arange(self.rank * rows, (self.rank + 1) * rows)
             global_rows = rows * self.world_size
-        elif global_rows is None or len(positions) != rows:
-            raise ValueError("positions needs one entry a row, and global_rows beside it")
+        elif global_rows is None or len(positions) != rows or bool((positions.diff() <= 0).any()):
+            raise ValueError("positions needs one ascending entry a row, and global_rows beside it")
         self.pushed += global_rows
         self.steps += 1
         self._key_L = torch.cat([positions.to(torch.int64).cpu() - self.pushed, self._key_L])
         self._step_L = torch.cat([torch.full((rows,), self.steps), self._step_L])
         keep = int((self._key_L + self.pushed < self.length).sum())  # keys ascend, so the rest is the tail
-        new_VBD = embeddings_VBD.detach().to(self._rows_VLD)
-        self._rows_VLD = torch.cat([new_VBD, self._rows_VLD], dim=1)[:, :keep]
+        dtype = torch.float64 if embeddings_VBD.dtype == torch.float64 else torch.float32
+        new_VBD = embeddings_VBD.detach().to(dtype)
+        self._rows_VLD = torch.cat([new_VBD, self._rows_VLD.to(new_VBD)], dim=1)[:, :keep]
         self._key_L, self._step_L = self._key_L[:keep], self._step_L[:keep]
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class FeatureQueue:
             )
         self.length, self.rank, self.world_size = state["length"], state["rank"], state["world_size"]
         self.pushed, self.steps = state["pushed"], state["steps"]
-        self._rows_VLD = rows_VLD.to(self._rows_VLD, copy=True)
+        self._rows_VLD = rows_VLD.to(self._rows_VLD.device, copy=True)
         self._key_L, self._step_L = state["key"].clone(), state["step"].clone()
 
 
@@ -126,6 +127,7 @@ def gather_queue(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rank_L = torch.cat([torch.full_like(state["key"], rank) for rank, state in enumerate(states)])
         order = sorted(range(len(key_L)), key=lambda i: (-int(step_L[i]), int(rank_L[i]), int(key_L[i])))
         length, pushed = sum(s["length"] for s in states), sum(s["pushed"] for s in states)
+        pushed = pushed if len(order) >= length else len(order)  # full only if each of them was
         key_L = torch.arange(len(order)) - pushed
         index = torch.tensor(order, dtype=torch.int64)
     else:
@@ -150,6 +152,8 @@ def cut_queue(state: dict[str, Any], rank: int, world_size: int) -> dict[str, An
     """Rank ``rank``'s part of a global state: every ``world_size``-th row, so that all ranks' rows leave evenly."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not within a world of {world_size}")
+    if state["world_size"] != 1:
+        raise ValueError("cut_queue needs a global state, of gather_queue; this one is already one rank's part")
     return {
         **state,
         "rank": rank,

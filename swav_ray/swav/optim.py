@@ -96,5 +96,5 @@ def warmup_cosine(
     if step < warmup_steps:
         return start_warmup + (base_lr - start_warmup) * step / max(1, warmup_steps - 1)
     cosine_steps = steps_per_epoch * (epochs - warmup_epochs)
-    progress = (step - warmup_steps) / cosine_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, cosine_steps))
     return final_lr + 0.5 * (base_lr - final_lr) * (1 + math.cos(math.pi * progress))

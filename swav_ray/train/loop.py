@@ -9,6 +9,7 @@ Shapes: V crops, A assigned crops, B rows of this worker, K prototypes, D featur
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,12 @@ LOG_EVERY = 10  # steps between reads of values from the device
 Report = Callable[[dict[str, Any]], None]
 
 
+def _no_buffer_sync() -> dict[str, Any]:
+    """Batch norm statistics are the same on all workers already; torch renamed the switch."""
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
 class Training:
     """A run in the middle of its life: model, optimiser, queue and position on this worker.
 
@@ -62,9 +69,9 @@ class Training:
         saved = self.checkpoints.latest()
         if saved is None and config.prototype_init == "samples":
             init_prototypes(self.model, config, self.stream)
-        self.model.to(world.device).to(memory_format=torch.channels_last)
-        if world.group is not None:
-            sync_batch_norm(self.model, world.group)
+        self.dtype = getattr(torch, config.precision)
+        self.model.to(world.device, self.dtype).to(memory_format=torch.channels_last)
+        sync_batch_norm(self.model, world.group)
         self.optimizer = build_optimizer(config, self.model)
         if saved is not None:
             self._load(*saved)
@@ -72,7 +79,7 @@ class Training:
         if world.group is not None:
             devices = [world.device] if world.device.type == "cuda" else None
             self._forward = DistributedDataParallel(
-                self.model, device_ids=devices, process_group=world.group, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.model, device_ids=devices, process_group=world.group, gradient_as_bucket_view=True, **_no_buffer_sync()
             )
         self.watch = CollapseWatch(config.num_prototypes, config.feature_dim, device=world.device)
         self.log = MetricsLog(run, self.step) if world.rank == 0 else None
@@ -119,8 +126,8 @@ class Training:
 
         self.model.normalize_prototypes()
         embeddings, scores = self._forward(self._crops(batch))
-        embeddings_VBD = embeddings.view(c.num_crops, rows, -1).float()
-        scores_VBK = scores.view(c.num_crops, rows, -1).float()
+        embeddings_VBD = embeddings.view(c.num_crops, rows, -1)
+        scores_VBK = scores.view(c.num_crops, rows, -1)
         assigned = list(c.crops_for_assign)
         codes_ABK = assign_codes(
             scores_VBK[assigned],
@@ -160,7 +167,7 @@ class Training:
         """V normalised tensors ``(B, 3, S, S)``."""
         augment, crops = self.config.augment, []
         for group in batch.crops:  # (C, B, S, S, 3)
-            pixels = normalise(group.reshape(-1, *group.shape[2:]), augment.mean, augment.std, self.world.device)
+            pixels = normalise(group.reshape(-1, *group.shape[2:]), augment.mean, augment.std, self.world.device).to(self.dtype)
             crops += list(pixels.chunk(len(group))) if group.shape[1] else [pixels] * len(group)
         return crops
 
@@ -188,7 +195,8 @@ class Training:
 
     def _flush(self) -> dict[str, Any] | None:
         """Read the losses since the last flush, write their lines, judge the run; the last line on rank 0."""
-        values = torch.stack([*self._pending_losses, torch.tensor(self._bad_in_epoch, device=self.world.device)])
+        bad_here = torch.tensor(self._bad_in_epoch, device=self.world.device, dtype=self.dtype)
+        values = torch.stack([*self._pending_losses, bad_here])
         *losses, bad = self.world.sum(values).tolist()
         rows, self._pending, self._pending_losses = self._pending, [], []
         for row, loss in zip(rows, losses, strict=True):
@@ -273,5 +281,6 @@ class Training:
         self.position, self.step = Position(state["epoch"], state["row"]), manifest["step"]
         if state["queue"] is not None:
             queue = state["queue"]
-            self.queue = FeatureQueue(queue["length"], queue["rows"].shape[0], queue["rows"].shape[2], device=self.world.device)
+            views, _, dim = queue["rows"].shape
+            self.queue = FeatureQueue(queue["length"], views, dim, device=self.world.device)
             self.queue.load_state_dict(cut_queue(queue, self.world.rank, self.world.size))

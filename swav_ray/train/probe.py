@@ -54,9 +54,11 @@ def load_images(config: Config, uri: str, *, max_rows: int | None = None, part: 
 def features_of(config: Config, backbone: nn.Module, images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """``(N, D)`` frozen features on the CPU."""
 
+    dtype = next(backbone.parameters()).dtype
+
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(images), 256):
-            yield normalise(images[start : start + 256], config.augment.mean, config.augment.std, device)
+            yield normalise(images[start : start + 256], config.augment.mean, config.augment.std, device).to(dtype)
 
     return extract(backbone, batches())
 

@@ -26,8 +26,8 @@ def leaderboard(study: optuna.Study, space: Space, baselines: list[dict[str, Any
                 "stderr": attrs.get("top1_stderr"),
                 "epochs": attrs.get("epochs_done"),
                 "seconds": attrs.get("seconds"),
-                **space.values_of(trial.params),
                 "seed": seed,
+                **space.values_of(trial.params),  # also a seed, where the sweep varies it
                 "run": attrs.get("run", ""),
                 "error": attrs.get("error", ""),
             }
@@ -42,14 +42,17 @@ def leaderboard(study: optuna.Study, space: Space, baselines: list[dict[str, Any
 def save(table: pd.DataFrame, folder: Path) -> None:
     """Write `leaderboard.csv`, `.parquet` and `.md`."""
     flat = table.copy()
-    for column in flat.columns:  # lists among the choices become text
-        if flat[column].map(lambda value: isinstance(value, list | dict)).any():
-            flat[column] = flat[column].map(str)
+    for column in flat.columns:  # lists and mixed kinds among the choices become text, which Parquet needs
+        kinds = {type(value) for value in flat[column].dropna()}
+        if len(kinds) > 1 or kinds & {list, dict}:
+            flat[column] = flat[column].map(str, na_action="ignore")
     flat.to_csv(folder / "leaderboard.csv", index=False)
     flat.to_parquet(folder / "leaderboard.parquet", index=False)
     header = " | ".join(flat.columns)
     lines = [f"| {header} |", "|" + " --- |" * len(flat.columns)]
-    lines += ["| " + " | ".join(_text(value) for value in row) + " |" for row in flat.itertuples(index=False)]
+    lines += [
+        "| " + " | ".join(_text(value).replace("|", "\\|") for value in row) + " |" for row in flat.itertuples(index=False)
+    ]
     (folder / "leaderboard.md").write_text("\n".join(lines) + "\n")
 
 
@@ -65,7 +68,8 @@ def screen(table: pd.DataFrame, space: Space) -> Table:
     view.add_column("seconds", justify="right")
     for row in table.to_dict("records"):
         value = row[space.objective]
-        score = "-" if pd.isna(value) else f"{value:.4f} ± {row['stderr']:.4f}"
+        error = f" ± {row['stderr']:.4f}" if pd.notna(row["stderr"]) else ""
+        score = "-" if pd.isna(value) else f"{value:.4f}{error}"
         cells = [_text(row.get(key)) for key in space.params]
         note = (
             row["name"]
@@ -80,6 +84,6 @@ def screen(table: pd.DataFrame, space: Space) -> Table:
 def _text(value: Any, digits: int = 4) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return ""
-    if isinstance(value, float):
+    if isinstance(value, float) and not value.is_integer():  # whole numbers are floats where a baseline has none
         return f"{value:.{digits}g}" if digits else f"{value:.0f}"
-    return str(value)
+    return f"{value:.0f}" if isinstance(value, float) else str(value)

@@ -160,9 +160,13 @@ def _contains(param: Param, value: Any) -> bool:
 
 def _check(space: Space, path: Path) -> None:
     """Try each end and choice of each parameter, the others at a baseline or the recipe's value, and all ends together."""
+    try:
+        recipe_values(space.recipe)
+    except UserError as error:
+        raise UserError(f"{path}: recipe: {error}") from None
     point = space.baseline[0] if space.baseline else {}
     space_config = _Checked(space, path)
-    space_config(point, "baseline[0]" if space.baseline else "the recipe with the overrides")
+    space_config(point, ("baseline[0]" if space.baseline else "the recipe") + " with the overrides")
     for key, param in space.params.items():
         for value in param.extremes():
             space_config(point | {key: value}, f"params.{key} = {value!r}")

@@ -33,6 +33,7 @@ def open_study(space: Space, folder: Path | None) -> optuna.Study:
     if folder is None:
         return optuna.create_study(direction="maximize")
     folder.mkdir(parents=True, exist_ok=True)
+    _drop_half_line(folder / JOURNAL)
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     study = optuna.create_study(study_name=space.name, storage=storage, direction="maximize", load_if_exists=True)
     defining = space.model_dump(mode="json", exclude={"budget", "concurrency", "resources"})
@@ -47,14 +48,37 @@ def open_study(space: Space, folder: Path | None) -> optuna.Study:
     return study
 
 
+def _drop_half_line(journal: Path) -> None:
+    """Cut off the entry that a crash or a full disk left unfinished; Optuna would write its next one onto the same line."""
+    content = journal.read_bytes() if journal.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with journal.open("r+b") as file:
+            file.truncate(whole)
+
+
 def next_trial(study: optuna.Study, space: Space) -> FrozenTrial:
-    """Sample the next trial: the baselines first, then the sampler's."""
-    number = len(study.get_trials(deepcopy=False))
-    study.sampler = make_sampler(space, number)
+    """Sample the next trial: the baselines first, then the sampler's.
+
+    Trial n is sampled from the results of trials 0 to n - concurrency and no others, in a study of its own, so it does not
+    depend on which of two trials was quicker. It enters the journal whole, in one entry.
+    """
+    trials = study.get_trials(deepcopy=False)
+    number = len(trials)
+    known = optuna.create_study(direction="maximize", sampler=make_sampler(space, number))
+    known.add_trials(trial for trial in trials[: _settled(number, space)] if trial.state in FINISHED)
     if number < len(space.baseline):
-        study.enqueue_trial(_as_sampled(space, space.baseline[number]))
-    asked = study.ask(space.distributions())
-    return study.get_trials(deepcopy=False)[asked.number]
+        known.enqueue_trial(_as_sampled(space, space.baseline[number]))
+    asked = known.ask(space.distributions())
+    study.add_trial(
+        optuna.trial.create_trial(state=TrialState.RUNNING, params=asked.params, distributions=space.distributions())
+    )
+    return study.get_trials(deepcopy=False)[number]
+
+
+def _settled(number: int, space: Space) -> int:
+    """How many trials must have ended, the earliest ones, before trial ``number`` is sampled."""
+    return max(0, number - space.concurrency + 1)
 
 
 def _as_sampled(space: Space, point: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +90,8 @@ def _as_sampled(space: Space, point: dict[str, Any]) -> dict[str, Any]:
 class StudySearcher(Searcher):
     """Ray Tune's view of the study.
 
-    Trial n is sampled when all trials up to n - concurrency have ended and been told in order, so what the sampler knows
-    does not depend on which of two trials was quicker: the same seed gives the same configurations.
+    Trial n is sampled when all trials up to n - concurrency have ended, and from those alone (:func:`next_trial`): the same
+    seed gives the same configurations, whichever trial was quicker and however often the sweep was stopped.
     """
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
@@ -76,7 +100,6 @@ class StudySearcher(Searcher):
         trials = study.get_trials(deepcopy=False)
         self._unfinished = [trial for trial in trials if trial.state not in FINISHED]
         self._numbers: dict[str, int] = {}  # Tune's trial id -> the study's number
-        self._waiting: dict[int, dict[str, Any]] = {}  # results of trials that ended before an earlier one
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Settings of the next trial; None while an earlier one must end first; FINISHED when the budget is spent."""
@@ -86,22 +109,16 @@ class StudySearcher(Searcher):
             trials = self.study.get_trials(deepcopy=False)
             if len(trials) >= self.space.budget.trials:
                 return Searcher.FINISHED
-            told = sum(trial.state in FINISHED for trial in trials)
-            if len(trials) - told >= self.space.concurrency:
+            if any(trial.state not in FINISHED for trial in trials[: _settled(len(trials), self.space)]):
                 return None
             trial = next_trial(self.study, self.space)
         self._numbers[trial_id] = trial.number
         return {"number": trial.number, "settings": self.space.values_of(trial.params)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study of ended trials, in the order of their numbers."""
-        number = self._numbers.pop(trial_id)
-        self._waiting[number] = {"error": "the trial's process died"} if error or result is None else result
-        running = sorted([*self._numbers.values(), *(t.number for t in self._unfinished), *self._waiting])
-        for number in running:
-            if number not in self._waiting:
-                return
-            tell(self.study, number, self._waiting.pop(number), self.space.objective)
+        """Tell the study at once, so that nothing finished is lost with this process."""
+        ended = {"error": "the trial's process died"} if error or result is None else result
+        tell(self.study, self._numbers.pop(trial_id), ended, self.space.objective)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Intermediate results stand in the trials' own metrics."""
@@ -116,12 +133,14 @@ class StudySearcher(Searcher):
 def tell(study: optuna.Study, number: int, result: dict[str, Any], objective: str) -> None:
     """Record how a trial ended: COMPLETE with its value, or FAIL with the reason."""
     trial_id = study.get_trials(deepcopy=False)[number]._trial_id
-    for key in ("top1_stderr", "epochs_done", "seconds", "run", "error", "step"):
-        value = result.get(key, result.get(f"probe/{key}"))
-        if value is not None:
-            study._storage.set_trial_user_attr(trial_id, key, value)
     value = result.get(objective)
-    if result.get("error") or value is None or not math.isfinite(value):
+    if not result.get("error") and (value is None or not math.isfinite(value)):
+        result = result | {"error": f"no {objective}: {'it is missing' if value is None else value}"}
+    for key in ("top1_stderr", "epochs_done", "seconds", "run", "error", "step"):
+        attribute = result.get(key, result.get(f"probe/{key}"))
+        if attribute is not None:
+            study._storage.set_trial_user_attr(trial_id, key, attribute)
+    if result.get("error"):
         study.tell(number, state=TrialState.FAIL)
     else:
         study.tell(number, value)

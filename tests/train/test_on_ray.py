@@ -1,0 +1,90 @@
+"""Runs on a real Ray: data and storage on S3, a worker killed mid-epoch; a driver killed and another worker count."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from swav_ray.data.storage import Storage
+from swav_ray.train.trainer import pretrain, resolve
+from tests.train.small import EPOCHS, ROWS, STEPS, losses_of, small_config, small_shards, train_here
+
+
+def _assert_history(rows: list[dict], reference: list[dict]) -> None:
+    """Every image once an epoch, and the loss curve of the undisturbed run."""
+    assert len(rows) == STEPS
+    for epoch in range(EPOCHS):
+        ids = [identifier for row in rows if row["epoch"] == epoch for identifier in row["ids"]]
+        assert len(ids) == len(set(ids)) == ROWS
+    assert [row["ids"] for row in rows] == [row["ids"] for row in reference]
+    worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, reference, strict=True))
+    assert worst < 1e-4, worst
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    return small_shards(str(tmp_path_factory.mktemp("shards")))
+
+
+@pytest.fixture(scope="module")
+def ray_here(s3, tmp_path_factory):
+    """One embedded Ray for this module, whose workers see the S3 endpoint and the trap of the mortal backbone."""
+    import ray
+
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    trap = tmp_path_factory.mktemp("trap") / "armed"
+    os.environ["SWAV_RAY_TEST_TRAP"] = str(trap)
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2]) + (f":{path}" if path else "")
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False)
+    yield trap
+    ray.shutdown()
+
+
+def test_a_worker_dies_and_everything_lies_on_s3(s3, ray_here, shards, tmp_path):
+    arch = {"backbone.arch": "tests.train.small:mortal_backbone"}
+    reference = train_here(small_config(shards, str(tmp_path), "calm", **arch))
+    small_shards(f"{s3}/small")
+    on_ray = {"data.crop_in": "ray", "elastic.min": 2, "elastic.max": 2}
+    config = resolve(small_config(f"{s3}/small", f"{s3}/runs", "s3", **arch, **on_ray))
+
+    ray_here.touch()
+    figures = pretrain(config)
+
+    assert not ray_here.exists(), "no worker died, so the test shows nothing"
+    assert figures["epochs_done"] == EPOCHS
+    _assert_history(losses_of(config), reference)
+    names = Storage(config.storage).list("s3/checkpoints")
+    assert names[-1] == f"step-{STEPS:09d}"
+
+
+def test_a_driver_is_killed_and_another_worker_count_goes_on(shards, tmp_path):
+    """`swav-ray pretrain` by SIGKILL of all its processes, then the same command with another --workers."""
+    reference = train_here(small_config(shards, str(tmp_path), "calm"))
+    config = small_config(shards, str(tmp_path), "killed")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"elastic"})))
+    command = [sys.executable, "-m", "swav_ray", "pretrain", str(path), "--workers"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "RAY_ADDRESS")}
+
+    first = subprocess.Popen([*command, "2"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    while not (checkpoints / "step-000000012").exists():  # in the middle of the second epoch
+        assert first.poll() is None, first.stderr.read().decode()
+        assert time.monotonic() < deadline, "no checkpoint in time"
+    family = [first, *psutil.Process(first.pid).children(recursive=True)]
+    for process in family:
+        process.kill()
+    first.wait()
+    assert len(losses_of(config)) < STEPS, "it had ended before it was killed, so the test shows nothing"
+
+    subprocess.run([*command, "3"], env=environment, check=True, timeout=300, capture_output=True)
+    _assert_history(losses_of(config), reference)
