@@ -178,7 +178,8 @@ def tune(
     )
     connect(cpus=space.concurrency * space.resources.cpus)
     outcome = run_sweep(space)
-    Console().print(screen(outcome.table, space))
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(screen(outcome.table, space))
     if outcome.best is None:
         raise UserError(f"no trial completed; see {outcome.folder}/leaderboard.md for the reasons")
     Path("best.yaml").write_text(outcome.best.read_text())

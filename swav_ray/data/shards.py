@@ -130,7 +130,7 @@ def _next_table(sources: Sequence[Source], start: int, progress: Any) -> tuple[p
         used += 1
         try:
             image = ingest(source.read())
-        except (BadImageError, OSError) as error:
+        except (BadImageError, FileNotFoundError, PermissionError) as error:  # a failing store stops the job instead
             skipped.append({"id": source.id, "reason": " ".join(str(error).split())})
             continue
         row = (source.id, source.label, image.width, image.height, image.jpeg)
@@ -167,7 +167,10 @@ def read_manifest(folder: Storage) -> Manifest:
         raise UserError(f"{folder.uri}/{MANIFEST}: not valid JSON; make the shards again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{folder.uri}/{MANIFEST}: not of format {FORMAT}; make the shards again with this version")
-    return Manifest(**content)
+    try:
+        return Manifest(**content)
+    except TypeError:
+        raise UserError(f"{folder.uri}/{MANIFEST}: has keys this version does not know; make the shards again") from None
 
 
 class Shards:

@@ -61,7 +61,7 @@ def screen(table: pd.DataFrame, space: Space) -> Table:
     view = Table(title=f"{space.name}: linear probe on held-out training images")
     view.add_column("rank", justify="right")
     view.add_column("")
-    view.add_column("probe/top1", justify="right")
+    view.add_column("probe/top1", justify="right", no_wrap=True)
     for key in space.params:
         view.add_column(key, justify="right")
     view.add_column("epochs", justify="right")

@@ -34,31 +34,26 @@ def shards(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def ray_here(s3, tmp_path_factory):
-    """One embedded Ray for this module, whose workers see the S3 endpoint and the trap of the mortal backbone."""
-    import ray
-
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    trap = tmp_path_factory.mktemp("trap") / "armed"
-    os.environ["SWAV_RAY_TEST_TRAP"] = str(trap)
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2]) + (f":{path}" if path else "")
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False)
-    yield trap
-    ray.shutdown()
+def trap(tmp_path_factory) -> Path:
+    """The file that arms the mortal backbone; set before Ray starts, so that its workers know it."""
+    place = tmp_path_factory.mktemp("trap") / "armed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWAV_RAY_TEST_TRAP", str(place))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+        yield place
 
 
-def test_a_worker_dies_and_everything_lies_on_s3(s3, ray_here, shards, tmp_path):
+def test_a_worker_dies_and_everything_lies_on_s3(s3, trap, ray_cluster, shards, tmp_path):
     arch = {"backbone.arch": "tests.train.small:mortal_backbone"}
     reference = train_here(small_config(shards, str(tmp_path), "calm", **arch))
     small_shards(f"{s3}/small")
     on_ray = {"data.crop_in": "ray", "elastic.min": 2, "elastic.max": 2}
     config = resolve(small_config(f"{s3}/small", f"{s3}/runs", "s3", **arch, **on_ray))
 
-    ray_here.touch()
+    trap.touch()
     figures = pretrain(config)
 
-    assert not ray_here.exists(), "no worker died, so the test shows nothing"
+    assert not trap.exists(), "no worker died, so the test shows nothing"
     assert figures["epochs_done"] == EPOCHS
     _assert_history(losses_of(config), reference)
     names = Storage(config.storage).list("s3/checkpoints")

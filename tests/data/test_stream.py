@@ -1,0 +1,290 @@
+"""The stream: any workers from any row on see the plan's rows in order, with the same crops.
+
+Here blocks are made in this process; test_stream_on_ray.py has them made on a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swav_ray.data import stream as stream_module
+from swav_ray.data.shards import Shards
+from swav_ray.data.stream import Batch, Block, Position, Stream
+from tests.data.small import ROWS, small_config, write_small_shards
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shards")
+    write_small_shards(folder)
+    return str(folder)
+
+
+class WithoutCrops(Stream):
+    """For tests of the order alone."""
+
+    def crop(self, block: Block) -> Block:
+        counts = zip(self.config.crop_counts, self.config.crop_sizes, strict=True)
+        crops = [np.zeros((count, len(block.ids), size, size, 3), dtype=np.uint8) for count, size in counts]
+        return dataclasses.replace(block, jpegs=[], crops=crops)
+
+
+def join(batches: list[Batch]) -> tuple[list[str], list[np.ndarray]]:
+    """The global batch of a step from its workers' parts: ids and crops in the order of the plan."""
+    assert len({(b.epoch, b.step, b.global_rows, b.next) for b in batches}) == 1
+    positions = np.concatenate([batch.positions for batch in batches])
+    order = np.argsort(positions)
+    assert positions[order].tolist() == list(range(batches[0].global_rows))
+    ids = [identifier for batch in batches for identifier in batch.ids]
+    crops = [np.concatenate(groups, axis=1)[:, order] for groups in zip(*(batch.crops for batch in batches), strict=True)]
+    return [ids[row] for row in order], crops
+
+
+def plan_ids(stream: Stream, epoch: int, start: int = 0) -> list[str]:
+    """What the plan says, read the plainest way."""
+    ids = [table.column("id").to_pylist() for table in Shards(stream.config.data.train).iter_groups(["id"])]
+    return [ids[group][row] for block in stream.plan.blocks(epoch, start) for group, row in block]
+
+
+def assert_same_steps(got: list[list[Batch]], expected: list[Batch]) -> None:
+    """``got``: the batches of each worker."""
+    assert {len(batches) for batches in got} == {len(expected)}
+    for parts, whole in zip(zip(*got, strict=True), expected, strict=True):
+        ids, crops = join(list(parts))
+        assert (ids, parts[0].next) == (whole.ids, whole.next)
+        for group, whole_group in zip(crops, whole.crops, strict=True):
+            np.testing.assert_array_equal(group, whole_group)
+
+
+def test_one_worker_sees_the_plan(uri: str) -> None:
+    stream = Stream(small_config(uri))
+    batches = list(stream.local(Position()))
+    assert [(b.epoch, b.step) for b in batches] == [(epoch, step) for epoch in range(2) for step in range(9)]
+    for epoch in range(2):
+        assert [i for b in batches if b.epoch == epoch for i in b.ids] == plan_ids(stream, epoch)
+    assert [b.next for b in batches[:-1]] == [Position(b.epoch, stream.steps.start(b.step)) for b in batches[1:]]
+    assert batches[-1].next == Position(2, 0)
+    for b in batches:
+        assert [(group.shape, group.dtype) for group in b.crops] == [
+            ((1, b.global_rows, 12, 12, 3), np.uint8),
+            ((2, b.global_rows, 8, 8, 3), np.uint8),
+        ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("start", [(0, 0), (0, 4), (1, 8), (2, 0)], ids=str)
+def test_any_workers_from_any_step_see_the_same(uri: str, world_size: int, start: tuple[int, int]) -> None:
+    stream = Stream(small_config(uri))
+    position = Position(start[0], stream.steps.start(start[1]))
+    whole = list(stream.local(Position()))[start[0] * 9 + start[1] :]
+    assert_same_steps([list(stream.local(position, rank, world_size)) for rank in range(world_size)], whole)
+
+
+def test_workers_share_the_rows_evenly(uri: str) -> None:
+    stream = WithoutCrops(small_config(uri))
+    rows = [sum(len(batch.ids) for batch in stream.local(Position(), rank, 3)) for rank in range(3)]
+    assert sum(rows) == 2 * ROWS
+    assert max(rows) - min(rows) <= 2 * stream.config.data.block_rows
+
+
+def test_a_worker_without_a_block_gets_an_empty_batch(tmp_path: Path) -> None:
+    write_small_shards(tmp_path, rows=7)
+    stream = Stream(small_config(str(tmp_path), epochs=1, data={"block_rows": 4}))
+    parts = [list(stream.local(Position(), rank, 3)) for rank in range(3)]
+    assert [len(batches[0].ids) for batches in parts] == [3, 4, 0]
+    assert [group.shape for group in parts[2][0].crops] == [(1, 0, 12, 12, 3), (2, 0, 8, 8, 3)]
+    assert sorted(join([batches[0] for batches in parts])[0]) == sorted(plan_ids(stream, 0))
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(
+    legs=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), max_size=6),
+    batch=st.integers(30, 90),
+    block_rows=st.integers(3, 17),
+    window_groups=st.integers(1, 4),
+)
+def test_any_stops_and_worker_counts_see_every_row_once(
+    uri: str, legs: list[tuple[int, int]], batch: int, block_rows: int, window_groups: int
+) -> None:
+    """A run that is stopped after any steps and goes on with any number of workers, to its end with two."""
+    data = {"block_rows": block_rows, "window_groups": window_groups}
+    stream = WithoutCrops(small_config(uri, global_batch_size=batch, data=data))
+    position, seen = Position(), {0: [], 1: []}
+    for world_size, steps in [*legs, (2, 1000)]:
+        workers = [stream.local(position, rank, world_size) for rank in range(world_size)]
+        for parts in itertools.islice(zip(*workers, strict=True), steps):
+            assert Position(parts[0].epoch, len(seen[parts[0].epoch])) == position
+            seen[parts[0].epoch] += join(list(parts))[0]
+            position = parts[0].next
+        for worker in workers:
+            worker.close()
+    assert position == Position(2, 0)
+    assert [seen[epoch] for epoch in range(2)] == [plan_ids(stream, epoch) for epoch in range(2)]
+
+
+def test_a_position_within_a_step_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match="no step begins at row 5"):
+        list(Stream(small_config(uri)).local(Position(0, 5)))
+
+
+def test_a_window_is_read_when_its_first_row_is_due(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(small_config(uri))
+    read, real = [], stream.shards.read_rows
+    monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
+    blocks = stream.read(0, 0, 9)
+    for block in blocks:
+        assert sum(read[:-1]) <= stream.steps.start(block.step) + block.positions.stop <= sum(read)
+    assert read == [len(window.pairs) for window in stream.plan.windows(0)]
+
+
+def test_a_span_reads_its_own_rows_only(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of its ends lie amid windows."""
+    stream = Stream(small_config(uri))
+    read, real = [], stream.shards.read_rows
+    monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
+    ids = [identifier for block in stream.read(1, 2, 5) for identifier in block.ids]
+    assert ids == plan_ids(stream, 1)[stream.steps.start(2) : stream.steps.start(5)]
+    assert sum(read) == len(ids)
+
+
+# The Ray way, with Ray's part (deal each leg's blocks in turn) played by a list.
+
+
+class FakeIterator:
+    """One worker's share of a leg, as Ray Data hands it over."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.blocks = blocks
+
+    def iter_batches(self, **_: object) -> Iterator[pa.Table]:
+        yield from (pa.table({"block": [pickle.dumps(block)]}) for block in self.blocks)
+
+
+def deal(stream: Stream, spans: list[tuple[int, int, int]], world_size: int) -> list[FakeIterator]:
+    blocks = [stream.crop(block) for epoch, first, last in spans for block in stream.read(epoch, first, last)]
+    return [FakeIterator(blocks[rank::world_size]) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("spans_per_leg", [1, 3, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_legs_and_spans_change_nothing(uri: str, world_size: int, spans_per_leg: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans end amid windows, legs amid epochs, and a leg's blocks are no multiple of the workers."""
+    monkeypatch.setattr(stream_module, "WINDOWS_PER_SPAN", 1)
+    monkeypatch.setattr(stream_module, "SPANS_PER_LEG", spans_per_leg)
+    monkeypatch.setattr(stream_module, "ray_iterators", deal)
+    stream = Stream(small_config(uri))
+    start = Position(0, stream.steps.start(2))
+    legs = list(stream.on_ray(start, world_size))
+    assert len(legs) == -(-5 // spans_per_leg)  # 4-step spans: the 7 steps left are 2 spans, the next epoch's 9 are 3
+    got = [list(stream.batches_of(start, [leg[rank] for leg in legs], rank, world_size)) for rank in range(world_size)]
+    assert_same_steps(got, list(stream.local(start)))
+    for rank in range(world_size):
+        here = list(stream.local(start, rank, world_size))
+        assert [batch.ids for batch in got[rank]] == [batch.ids for batch in here]
+
+
+def swapped(blocks: list[Block]) -> list[Block]:
+    return [blocks[1], blocks[0], *blocks[2:]]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(swapped, id="two blocks swapped"),
+        pytest.param(lambda blocks: blocks[1:], id="one lost"),
+        pytest.param(lambda blocks: [blocks[0], *blocks], id="one twice"),
+        pytest.param(lambda blocks: blocks[:-1], id="the last one lost"),
+        pytest.param(lambda blocks: [dataclasses.replace(blocks[0], epoch=1), *blocks[1:]], id="of another epoch"),
+        pytest.param(lambda blocks: [dataclasses.replace(blocks[0], step=1), *blocks[1:]], id="of another step"),
+    ],
+)
+def test_a_block_out_of_step_is_refused(uri: str, damage: Callable[[list[Block]], list[Block]]) -> None:
+    stream = WithoutCrops(small_config(uri, epochs=1))
+    blocks = [stream.crop(block) for block in stream.read(0, 0, 9)]
+    assert len(list(stream.batches_of(Position(), [FakeIterator(blocks)], 0, 1))) == 9
+    with pytest.raises(RuntimeError, match="the data stream is out of step: expected"):
+        list(stream.batches_of(Position(), [FakeIterator(damage(blocks))], 0, 1))
+
+
+# The reading thread.
+
+
+def reading_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "swav-ray-data"}
+
+
+def test_an_error_in_the_reading_thread_reaches_the_consumer(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = WithoutCrops(small_config(uri))
+    real = stream.shards.read_rows
+
+    def read(pairs: np.ndarray, columns: list[str]) -> pa.Table:
+        if len(read_windows) == 2:
+            raise OSError("the disc is gone")
+        read_windows.append(len(pairs))
+        return real(pairs, columns)
+
+    read_windows: list[int] = []
+    monkeypatch.setattr(stream.shards, "read_rows", read)
+    before, seen = reading_threads(), []
+    with pytest.raises(OSError, match="the disc is gone"):
+        for batch in stream.local(Position()):
+            seen.append(batch.step)
+    # Everything that was read before the error is handed over first.
+    assert seen == list(range(sum(read_windows) * 9 // ROWS))
+    for thread in reading_threads() - before:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+def test_closing_early_ends_the_thread(uri: str, taken: int) -> None:
+    before = reading_threads()
+    batches = WithoutCrops(small_config(uri, epochs=10**6)).local(Position())
+    for _ in range(taken):
+        next(batches)
+    (thread,) = reading_threads() - before
+    batches.close()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+
+
+def test_a_stream_that_is_never_read_starts_no_thread(uri: str) -> None:
+    before = reading_threads()
+    Stream(small_config(uri)).local(Position())
+    assert reading_threads() == before
+
+
+def test_a_pickled_stream_is_small_and_streams_the_same(uri: str) -> None:
+    stream = Stream(small_config(uri))
+    first = next(stream.local(Position()))
+    content = pickle.dumps(stream)
+    assert len(content) < len(pickle.dumps(stream.config)) + 200  # nothing that grows with the data
+    assert next(pickle.loads(content).local(Position())).ids == first.ids
+
+
+def test_bad_images_are_reported_by_the_worker_that_got_them(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(small_config(uri, epochs=1))
+    real = stream.shards.read_rows
+    bad = {"image-0007", "image-0200"}
+
+    def read(pairs: np.ndarray, columns: list[str]) -> pa.Table:
+        rows = real(pairs, columns).to_pylist()
+        return pa.Table.from_pylist([row | ({"jpeg": b"broken"} if row["id"] in bad else {}) for row in rows])
+
+    monkeypatch.setattr(stream.shards, "read_rows", read)
+    for rank in range(2):
+        for batch in stream.local(Position(), rank, 2):
+            assert batch.bad == [(identifier, "not an image") for identifier in batch.ids if identifier in bad]
+            bad -= {identifier for identifier, _ in batch.bad}
+    assert not bad
