@@ -31,9 +31,7 @@ def test_twenty_steps_of_the_demo_are_the_same_on_1_2_and_3_workers(digits, tmp_
         "data.train": digits[0],
         "storage": str(tmp_path),
         "data.log_ids": True,
-        "queue_length": 500,  # full, and so in use, from the fifth step on
-        "queue_start_epoch": 0,
-        "freeze_prototypes_epochs": 0.2,
+        "queue_start_epoch": 0,  # its 128 rows are full, and so in use, from the third step on
     }
     runs = [_train(load_config("demo-digits", settings | {"name": f"w{w}"}), w, steps=20) for w in (1, 2, 3)]
     assert len(runs[0]) == 20

@@ -149,6 +149,11 @@ def test_the_screen_says_what_counts() -> None:
     )
 
 
+def test_a_score_and_its_error_stay_on_one_line_in_a_narrow_log() -> None:
+    table, space = finished(RESULTS)
+    assert "0.9700 ± 0.0080" in shown(table, space, 80)
+
+
 def test_whole_numbers_are_shown_whole() -> None:
     """A column with a baseline's gap holds floats; 12345 prototypes are not 1.234e+04."""
     table, space = finished([good(0.9)], params={"num_prototypes": {"choice": [12345]}})
