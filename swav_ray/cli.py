@@ -50,10 +50,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    # Eager: answered before Typer asks for a command.
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
-    ] = False,
+    # Answered in its own callback, since this function only runs when a command follows.
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, help="print the version and exit")] = False,
 ) -> None:
     pass
 
@@ -119,7 +117,9 @@ def pretrain(
     from swav_ray.train.trainer import resolve
 
     config = resolve(config.model_copy(update={"name": named}))
-    print(f"run {named} in {config.storage}: {config.epochs} epochs, workers {config.elastic.min}:{config.elastic.max}")
+    low, high = config.elastic.min, config.elastic.max
+    count = f"{low} to {high} workers" if low < high else f"{low} worker" + ("s" if low > 1 else "")
+    print(f"run {named} in {_short(config.storage)}: {config.epochs} epochs on {count}")
     connect(cpus=config.elastic.max * config.elastic.cpus_per_worker + 2)
     with Screen(config) as screen:
         figures = run(config, screen.show)
@@ -127,7 +127,7 @@ def pretrain(
     if "probe/top1" in figures:
         top1, error = figures["probe/top1"], figures["probe/top1_stderr"]
         print(f"linear probe on {figures['probe/rows']:,} held-out training images: {top1:.4f} ± {error:.4f}")
-    print(f"done: {place}\nnext: swav-ray probe {_short(place)}")
+    print(f"done: {_short(place)}\nnext: swav-ray probe {_short(place)}")
 
 
 def _short(place: str) -> str:

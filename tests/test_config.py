@@ -29,6 +29,7 @@ from swav_ray.config import (
 from swav_ray.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).parents[1]
+RECIPE = str(Path(__file__).with_name("recipe.yaml"))
 KEYS = sorted(known_keys())
 # What a run computes depends on none of these: its name, its place, who does it, how often it is saved.
 NOT_IN_HASH = {"name", "storage", "data.crop_in", *(key for key in KEYS if key.startswith(("elastic.", "checkpoint.")))}
@@ -44,8 +45,8 @@ def line_of(function: Any, *args: Any) -> str:
 
 
 def with_settings(**dotted: Any) -> Config:
-    """The demo's recipe with settings; ``__`` stands for a dot."""
-    return load_config("demo-digits", {key.replace("__", "."): value for key, value in dotted.items()})
+    """The small recipe with settings; ``__`` stands for a dot."""
+    return load_config(RECIPE, {key.replace("__", "."): value for key, value in dotted.items()})
 
 
 def value_at(values: Any, key: str) -> Any:
@@ -70,7 +71,7 @@ def value_at(values: Any, key: str) -> Any:
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(key: str, nearest: str, tmp_path: Path) -> None:
-    assert f"unknown key {key!r} (did you mean {nearest!r}?)" in line_of(load_config, "demo-digits", {key: 1})
+    assert f"unknown key {key!r} (did you mean {nearest!r}?)" in line_of(load_config, RECIPE, {key: 1})
     *sections, leaf = key.split(".")
     path = tmp_path / "mine.yaml"
     path.write_text(f"{sections[0]}: {{{leaf}: 1}}" if sections else f"{leaf}: 1")
@@ -79,7 +80,7 @@ def test_an_unknown_key_names_the_nearest_one(key: str, nearest: str, tmp_path: 
 
 
 def test_a_key_like_no_other_is_named_without_a_guess() -> None:
-    assert line_of(load_config, "demo-digits", {"zzzzzz": 1}) == "--set: unknown key 'zzzzzz'"
+    assert line_of(load_config, RECIPE, {"zzzzzz": 1}) == "--set: unknown key 'zzzzzz'"
     assert did_you_mean("zzzzzz", KEYS) == ""
 
 
@@ -123,8 +124,8 @@ def test_a_key_like_no_other_is_named_without_a_guess() -> None:
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: Any, said: str) -> None:
-    line = line_of(load_config, "demo-digits", {key: value})
-    assert line.startswith(f"recipe demo-digits with --set: {key}") and said in line
+    line = line_of(load_config, RECIPE, {key: value})
+    assert line.startswith(f"{RECIPE} with --set: {key}") and said in line
     assert f"{value!r}" in line
 
 
@@ -162,8 +163,8 @@ def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: 
     ],
 )
 def test_an_impossible_combination_is_said_with_its_numbers(changes: dict[str, Any], said: str) -> None:
-    line = line_of(load_config, "demo-digits", changes)
-    assert line.startswith("recipe demo-digits with --set: ") and said in line
+    line = line_of(load_config, RECIPE, changes)
+    assert line.startswith(f"{RECIPE} with --set: ") and said in line
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_an_impossible_combination_is_said_with_its_numbers(changes: dict[str, A
     ],
 )
 def test_the_last_possible_value_is_taken(changes: dict[str, Any]) -> None:
-    config = load_config("demo-digits", changes)
+    config = load_config(RECIPE, changes)
     for key, value in changes.items():
         found = value_at(config.model_dump(), key)
         assert (list(found) if isinstance(value, list) else found) == value
@@ -253,8 +254,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def test_a_list_that_is_too_short_names_the_missing_place() -> None:
-    line = line_of(load_config, "demo-digits", {"augment.mean": [0.5, 0.5]})
-    assert line == "recipe demo-digits with --set: augment.mean.2 is missing"
+    line = line_of(load_config, RECIPE, {"augment.mean": [0.5, 0.5]})
+    assert line == f"{RECIPE} with --set: augment.mean.2 is missing"
 
 
 def test_files_are_read_as_utf8_in_any_locale(tmp_path: Path) -> None:
@@ -299,11 +300,11 @@ def test_a_malformed_assignment_is_shown(text: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "data", "augment", "data.train.x", "epochs.x", ".epochs", "data..train"])
 def test_only_a_setting_can_be_set_not_a_section_or_a_part_of_a_setting(key: str) -> None:
-    assert line_of(load_config, "demo-digits", {key: 1}).startswith(f"--set: unknown key {key!r}")
+    assert line_of(load_config, RECIPE, {key: 1}).startswith(f"--set: unknown key {key!r}")
 
 
 def test_an_override_of_a_section_leaves_the_rest_of_it(tmp_path: Path) -> None:
-    plain, changed = load_config("demo-digits"), with_settings(augment__rotation=30, data__block_rows=8)
+    plain, changed = load_config(RECIPE), with_settings(augment__rotation=30, data__block_rows=8)
     assert changed.augment == plain.augment.model_copy(update={"rotation": 30.0})
     assert changed.data == plain.data.model_copy(update={"block_rows": 8})
     path = tmp_path / "mine.yaml"
@@ -316,16 +317,16 @@ def test_an_override_into_what_is_no_section_is_refused() -> None:
 
 
 def test_a_recipe_is_read_anew_each_time() -> None:
-    first = recipe_values("demo-digits")[0]
+    first = recipe_values(RECIPE)[0]
     first["augment"]["rotation"] = 90
-    assert load_config("demo-digits").augment.rotation == 15
+    assert load_config(RECIPE).augment.rotation == 15
 
 
 # --- frozen, hashed, written out
 
 
 def test_nothing_changes_after_the_checks() -> None:
-    config = load_config("demo-digits")
+    config = load_config(RECIPE)
     for section, key in ((config, "epochs"), (config.data, "train"), (config.augment, "mean")):
         with pytest.raises(ValueError, match="frozen"):
             setattr(section, key, getattr(section, key))
@@ -361,7 +362,7 @@ def changed(config: Config, key: str) -> Config:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_hash_notices_every_setting_but_name_place_and_workers(key: str) -> None:
-    config = load_config("demo-digits")
+    config = load_config(RECIPE)
     other = changed(config, key)
     assert value_at(other.model_dump(mode="json"), key) != value_at(config.model_dump(mode="json"), key)
     assert (other.hash() == config.hash()) == (key in NOT_IN_HASH)
@@ -377,7 +378,7 @@ def test_the_hash_notices_any_set_of_changes_with_one_that_counts(keys: list[str
 
 
 def test_the_hash_is_the_same_in_another_process_and_way_of_writing() -> None:
-    config = load_config("demo-digits")
+    config = load_config(RECIPE)
     assert config.hash() == pickle.loads(pickle.dumps(config)).hash()
     assert config.hash() == with_settings(temperature=0.1, crop_sizes=(28, 20)).hash()
     assert with_settings(base_lr=1).hash() == with_settings(base_lr=1.0).hash()
@@ -407,7 +408,7 @@ ROUND_TRIPS = {
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.fixed_dictionaries({}, optional=ROUND_TRIPS))
 def test_a_configuration_survives_yaml(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]) -> None:
-    config = load_config("demo-digits", changes)
+    config = load_config(RECIPE, changes)
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     again = load_config(str(path))

@@ -62,5 +62,9 @@ class Screen:
         return (
             f"epoch {row['epoch'] + 1}/{self.config.epochs} step {row['step']}/{row['steps']}  loss {row['loss']:.3f} "
             f"(ln K {row['ln_k']:.3f})  prototypes {row['prototypes_in_use']}/{self.config.num_prototypes}  "
-            f"{row['images_per_second']:.0f} images/s  {row['workers']} workers  {eta}{verdict}"
+            f"{row['images_per_second']:.0f} images/s  {_workers(row['workers'])}  {eta}{verdict}"
         )
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker" + ("s" if count != 1 else "")

@@ -156,7 +156,7 @@ def test_the_choice_of_l2_never_looks_at_test_rows(seed: int) -> None:
 def test_the_choice_of_l2_follows_the_training_rows() -> None:
     """The counterpart of the test above: it would also pass if nothing were ever chosen."""
     assert linear_probe(*hidden_by_noise(), l2=STRENGTHS).l2 == 1.0
-    assert linear_probe(*blobs(spread=0.6), l2=(30.0, 1e-4)).l2 == 1e-4
+    assert linear_probe(*blobs(spread=0.6), l2=(1e-4, 30.0)).l2 == 1e-4
 
 
 def test_the_same_rows_give_the_same_score() -> None:

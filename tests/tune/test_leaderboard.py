@@ -67,8 +67,8 @@ def test_the_best_is_first_baselines_are_rows_and_what_failed_comes_last() -> No
 
 
 def test_equal_trials_stand_in_the_order_they_were_tried() -> None:
-    table, _ = finished([good(0.9), good(0.9), good(0.9)], baselines=[])
-    assert list(table["name"]) == ["trial 0", "trial 1", "trial 2"]
+    table, _ = finished([good(0.9 - number % 2 / 10) for number in range(40)], baselines=[])
+    assert list(table["name"]) == [f"trial {number}" for number in (*range(0, 40, 2), *range(1, 40, 2))]
 
 
 def test_a_row_holds_the_trials_settings_and_cost() -> None:

@@ -19,9 +19,10 @@ from swav_ray.tune.space import Param, Space, load_space, schema
 from swav_ray.tune.study import next_trial, open_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+RECIPE = str(Path(__file__).parents[1] / "recipe.yaml")
 VALID: dict[str, Any] = {
     "name": "mine",
-    "recipe": "demo-digits",
+    "recipe": RECIPE,
     "overrides": {"epochs": 4},
     "params": {
         "num_prototypes": {"logint": [30, 400]},
@@ -100,7 +101,7 @@ def test_trials_have_the_overrides_and_the_best_configuration_has_the_recipes_ow
     space = load_space(written(tmp_path, VALID))
     settings_ = {"num_prototypes": 64, "temperature": 0.2}
     trial, best = space.config(settings_, trial=True), space.config(settings_, trial=False)
-    plain = load_config("demo-digits")
+    plain = load_config(RECIPE)
     assert (trial.epochs, best.epochs) == (4, plain.epochs)
     assert best == plain.model_copy(update=settings_)
     assert trial == best.model_copy(update={"epochs": 4})
@@ -109,7 +110,7 @@ def test_trials_have_the_overrides_and_the_best_configuration_has_the_recipes_ow
 def test_a_sampled_value_wins_over_the_recipe_not_over_nothing(tmp_path: Path) -> None:
     space = load_space(written(tmp_path, valid(params={"probe.resize": {"int": [28, 40]}}, baseline=None)))
     assert space.config({"probe.resize": 33}, trial=True).probe.resize == 33
-    assert space.config({}, trial=True).probe == load_config("demo-digits").probe
+    assert space.config({}, trial=True).probe == load_config(RECIPE).probe
 
 
 def test_settings_on_the_command_line_lie_on_top_of_the_overrides(tmp_path: Path) -> None:
@@ -193,7 +194,10 @@ K, TAU = VALID["params"]["num_prototypes"], VALID["params"]["temperature"]
         ({"baseline": [{}, {"temperature": 0.01}]}, "baseline[1].temperature = 0.01 lies outside of params.temperature"),
         ({"baseline": [{"optimizer": "sgd"}]}, "baseline[0].optimizer = 'sgd' lies outside of params.optimizer"),
         ({"baseline": [{"num_prototypes": 100.5}]}, "baseline[0].num_prototypes = 100.5 lies outside of params.num_prototypes"),
-        ({"baseline": [{"num_prototypes": True}]}, "baseline[0].num_prototypes = True lies outside of params.num_prototypes"),
+        (
+            {"params": {"queue_start_epoch": {"int": [0, 3]}}, "baseline": [{"queue_start_epoch": True}]},
+            "baseline[0].queue_start_epoch = True lies outside of params.queue_start_epoch",
+        ),
         ({"baseline": [{"temperature": "warm"}]}, "baseline[0].temperature = 'warm' lies outside of params.temperature"),
         ({"baseline": [{"num_proto": 100}]}, "baseline[0].num_proto is not in params (did you mean 'num_prototypes'?)"),
         ({"baseline": [{"epochs": 4}]}, "baseline[0].epochs is not in params"),

@@ -124,6 +124,7 @@ def test_the_sampler_really_learns_in_these_tests(undisturbed: dict[int, list[Se
     Driver(space, tmp_path).run(first)
     drawn = points_of(tmp_path, space)
     assert drawn[:5] == undisturbed[1][:5]
+    assert len({point["temperature"] for point in drawn}) == TRIALS  # no two trials alike
     assert all(a != b for a, b in zip(drawn[8:], undisturbed[1][8:], strict=True))
 
 

@@ -1,0 +1,292 @@
+"""The commands: help at once, and every mistake of a user is one line on stderr and exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import swav_ray
+from swav_ray import cli
+from swav_ray.config import Config, load_config, recipe_names
+
+ROOT = Path(__file__).parents[1]
+K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
+RECIPE = str(Path(__file__).with_name("recipe.yaml"))
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn")
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ended]:
+    """``swav-ray ARGS`` in this process, in an empty folder; a command that would start Ray fails the test."""
+
+    def no_ray(**_: Any) -> None:
+        raise AssertionError("Ray would have been started")
+
+    monkeypatch.setattr("swav_ray.train.session.connect", no_ray)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["swav-ray", *args])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def assert_one_line(ended: Ended, *said: str) -> None:
+    assert ended.code == 2, ended
+    assert ended.err.startswith("swav-ray: ") and ended.err.endswith("\n") and len(ended.err.splitlines()) == 1, ended.err
+    assert "Traceback" not in ended.err + ended.out
+    for text in said:
+        assert text in ended.err
+
+
+# --- help and version
+
+
+def test_help_lists_the_commands_and_each_has_its_own() -> None:
+    runner = CliRunner()
+    top = runner.invoke(cli.app, ["--help"])
+    assert top.exit_code == 0 and all(command in top.stdout for command in COMMANDS)
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} >= set(COMMANDS)
+    for command in COMMANDS:
+        shown = runner.invoke(cli.app, [command, "--help"])
+        assert shown.exit_code == 0 and "Usage" in shown.stdout
+
+
+def test_version_is_answered_without_a_command(call: Callable[..., Ended]) -> None:
+    assert call("--version") == Ended(0, f"{swav_ray.__version__}\n", "")
+    assert call("--version", "tune").out == f"{swav_ray.__version__}\n"
+
+
+def test_no_command_shows_the_help(call: Callable[..., Ended]) -> None:
+    ended = call()
+    assert ended.code == 2 and "Usage" in ended.out + ended.err
+
+
+def test_options_of_the_documentation_are_there() -> None:
+    runner = CliRunner()
+    for command, options in {
+        "pretrain": ("--set", "--workers", "--name", "--storage"),
+        "tune": ("--set", "--trials", "--concurrency", "--dry-run"),
+        "shard": ("--check",),
+        "probe": ("--test",),
+        "knn": ("--test", "--k"),
+    }.items():
+        shown = runner.invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        assert all(option in shown for option in options)
+
+
+@pytest.mark.parametrize("command", [[str(Path(sys.executable).with_name("swav-ray"))], [sys.executable, "-m", "swav_ray"]])
+def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
+    def run(*args: str) -> Ended:
+        done = subprocess.run([*command, *args], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    if command[1:]:  # not installed, the package is found from its own folder only
+        tmp_path = ROOT
+    assert run("--version") == Ended(0, f"{swav_ray.__version__}\n", "")
+    shown = run("--help")
+    assert shown.code == 0 and "pretrain" in shown.out and not shown.err
+    assert_one_line(run("pretrain", "demo-digit"), "no recipe 'demo-digit' (did you mean 'demo-digits'?)")
+    assert_one_line(run("tune", "none.yaml"), "none.yaml: no such file")
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        # pretrain
+        (["pretrain", "demo-digit"], ["no recipe 'demo-digit' (did you mean 'demo-digits'?)", *recipe_names()]),
+        (["pretrain", "none.yaml"], ["none.yaml: no such file"]),
+        (["pretrain", "folder/none"], ["folder/none: no such file"]),
+        (
+            ["pretrain", "demo-digits", "--set", "temprature=1"],
+            ["--set: unknown key 'temprature' (did you mean 'temperature'?)"],
+        ),
+        (["pretrain", "demo-digits", "--set", "epochs"], ["--set epochs: write key=value"]),
+        (["pretrain", "demo-digits", "--set", "epochs=[1"], ["--set epochs=[1: the value is not valid YAML"]),
+        (["pretrain", "demo-digits", "--set", "epochs=2001-99-99"], ["the value is not valid YAML"]),
+        (["pretrain", "demo-digits", "--set", "epochs=many"], ["epochs = 'many': input should be a valid integer"]),
+        (["pretrain", RECIPE, "--set", "num_prototypes=700"], ["num_prototypes 700 is more than the 625 rows in sight"]),
+        (["pretrain", "demo-digits", "--set", "a\nb=1"], ["unknown key 'a\\nb'"]),
+        (["pretrain", "demo-digits", "--workers", "0"], ["--workers 0: need 1 <= MIN <= MAX"]),
+        (["pretrain", "demo-digits", "--workers=-1"], ["--workers -1: need 1 <= MIN <= MAX"]),
+        (["pretrain", "demo-digits", "--workers", "3:1"], ["--workers 3:1: need 1 <= MIN <= MAX"]),
+        (["pretrain", "demo-digits", "--workers", "0:2"], ["--workers 0:2: need 1 <= MIN <= MAX"]),
+        (["pretrain", "demo-digits", "--workers", "x"], ["--workers x: write a number, or MIN:MAX as in 1:8"]),
+        (["pretrain", "demo-digits", "--workers", "1:2:3"], ["--workers 1:2:3: write a number, or MIN:MAX"]),
+        (["pretrain", "demo-digits", "--workers", "1.5"], ["--workers 1.5: write a number, or MIN:MAX"]),
+        (["pretrain", "demo-digits", "--workers", "2:"], ["--workers 2:: write a number, or MIN:MAX"]),
+        (["pretrain", "demo-digits", "--workers", ":2"], ["--workers :2: write a number, or MIN:MAX"]),
+        (["pretrain", "demo-digits", "--workers", ""], ["--workers : write a number, or MIN:MAX"]),
+        (["pretrain", RECIPE, "--workers", "9"], ["9 workers cannot share 8 blocks a step"]),
+        (["pretrain", "imagenet-100ep"], ["data.train is not set; give shards with --set data.train=FOLDER"]),
+        (["pretrain", "demo-digits", "--set", "data.train=none"], ["no manifest.json there, so no finished shards"]),
+        (["pretrain", "demo-digits", "--storage", "gs://bucket/runs"], ["gs://bucket/runs", "only local folders and s3://"]),
+        # shard
+        (["shard", "none", "out"], ["none: no such folder"]),
+        (["shard", "empty", "out"], ["empty: holds no image"]),
+        (["shard", "no_images", "out"], ["no_images: holds no image"]),
+        (["shard", "empty", "s3://"], ["s3://: an s3:// address needs a bucket"]),
+        (["shard", "empty", "ftp://host/out"], ["only local folders and s3:// are supported"]),
+        # probe and knn
+        (["probe", "none"], ["none: not a run (it has no config.yaml)"]),
+        (["probe", "empty"], ["empty: not a run (it has no config.yaml)"]),
+        (["probe", "other_run"], ["other_run/config.yaml: not a configuration of this version"]),
+        (["probe", "new_run"], ["new_run: has no complete checkpoint yet"]),
+        (["knn", "empty"], ["empty: not a run (it has no config.yaml)"]),
+        (["knn", "empty", "--k", "0"], ["--k 0: at least one neighbour must vote"]),
+        (["probe", "gs://bucket/run"], ["only local folders and s3:// are supported"]),
+        # tune
+        (["tune", "none.yaml"], ["none.yaml: no such file"]),
+        (["tune", "empty"], ["empty: cannot be read"]),
+        (["tune", "no_images/note.txt"], ["note.txt: must hold keys and values, found str"]),
+        (["tune", K_TAU, "--trials", "0"], ["k_tau.yaml: budget.trials = 0: "]),
+        (["tune", K_TAU, "--concurrency", "0"], ["k_tau.yaml: concurrency = 0: "]),
+        (["tune", K_TAU, "--dry-run", "-1"], ["--dry-run -1: "]),
+        (["tune", K_TAU, "--set", "epochs"], ["--set epochs: write key=value"]),
+        (["tune", K_TAU, "--set", "epoch=3"], ["overrides.epoch: the configuration has no such key (did you mean 'epochs'?)"]),
+        (["tune", K_TAU, "--set", "epochs=0"], ["epochs = 0: input should be greater than or equal to 1"]),
+        (["tune", K_TAU, "--set", "temperature=0.1"], ["temperature stands in params and in overrides"]),
+        (["tune", K_TAU, "--set", "storage=s3://bucket/runs"], ["storage = s3://bucket/runs: a sweep's study needs a local"]),
+    ],
+    ids=lambda value: " ".join(value)[-60:].replace(str(ROOT), "") if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    args: list[str], said: list[str], call: Callable[..., Ended], tmp_path: Path
+) -> None:
+    for folder in ("empty", "no_images", "other_run", "new_run"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "no_images" / "note.txt").write_text("no image")
+    (tmp_path / "other_run" / "config.yaml").write_text("epochs: 3\nunheard_of: 4\n")
+    (tmp_path / "new_run" / "config.yaml").write_text(load_config(RECIPE).to_yaml())
+    before = sorted(tmp_path.rglob("*"))
+    assert_one_line(call(*args), *said)
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is left behind
+
+
+def test_what_typer_itself_refuses_is_exit_code_2_without_a_traceback(call: Callable[..., Ended]) -> None:
+    for args in (["nope"], ["pretrain"], ["tune", K_TAU, "--dry-run", "x"], ["pretrain", "demo-digits", "--nope"]):
+        ended = call(*args)
+        assert ended.code == 2 and "Error" in ended.err and "Traceback" not in ended.err
+
+
+def test_an_interruption_says_how_to_go_on(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    ended = call("pretrain", "demo-digits")
+    assert ended.code == 130
+    assert ended.err == "swav-ray: stopped; the same command goes on from the last checkpoint\n"
+
+
+# --- what the commands pass on
+
+
+def test_a_dry_run_prints_so_many_configurations_and_the_same_ones_again(call: Callable[..., Ended], tmp_path: Path) -> None:
+    first, second = call("tune", K_TAU, "--dry-run", "5"), call("tune", K_TAU, "--dry-run", "5")
+    assert first == second and first.code == 0 and first.err == ""
+    head, *lines = first.out.splitlines()
+    space = yaml.safe_load(Path(K_TAU).read_text(encoding="utf-8"))
+    assert head.startswith(f"{space['budget']['trials']} trials, {space['concurrency']} at a time")
+    assert [line.split(":")[0].strip() for line in lines] == ["0", "1", "2", "3", "4"]
+    assert lines[0] == "  0: " + ", ".join(f"{key}={value}" for key, value in space["baseline"][0].items())
+    assert len(set(lines)) == 5 and all("num_prototypes=" in line and "temperature=" in line for line in lines)
+    assert call("tune", K_TAU, "--dry-run", "3").out.splitlines()[1:] == lines[:3]
+    assert call("tune", K_TAU, "--dry-run", "2", "--trials", "50", "--concurrency", "4").out.startswith(
+        "50 trials, 4 at a time"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configurations that `pretrain` would train, from now on."""
+    configs: list[Config] = []
+
+    def run(config: Config, show: Any) -> dict[str, Any]:
+        configs.append(config)
+        return {"probe/top1": 0.98, "probe/top1_stderr": 0.004, "probe/rows": 800}
+
+    monkeypatch.setattr("swav_ray.train.trainer.resolve", lambda config: config)
+    monkeypatch.setattr("swav_ray.train.trainer.pretrain", run)
+    monkeypatch.setattr("swav_ray.train.session.connect", lambda **_: None)
+    return configs
+
+
+def test_pretrain_trains_what_was_asked_for(
+    call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configs = started(monkeypatch)
+    ended = call("pretrain", RECIPE, "--set", "epochs=3", "--set", "augment.rotation=5", "--workers", "2:4")
+    assert ended.code == 0 and "0.9800 ± 0.0040" in ended.out and "next: swav-ray probe runs/recipe" in ended.out
+    (config,) = configs
+    wanted = load_config(RECIPE, {"epochs": 3, "augment.rotation": 5, "elastic.min": 2, "elastic.max": 4})
+    assert config == wanted.model_copy(update={"name": "recipe"})
+
+
+def test_a_run_is_named_by_the_option_the_configuration_or_the_file(
+    call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configs = started(monkeypatch)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"num_prototypes": 100, "name": "inside"}))
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"num_prototypes": 100}))
+    call("pretrain", "mine.yaml", "--name", "given", "--storage", "elsewhere", "--workers", "3")
+    call("pretrain", "mine.yaml")
+    call("pretrain", "./plain.yaml")
+    assert [config.name for config in configs] == ["given", "inside", "plain"]
+    assert [config.storage for config in configs] == ["elsewhere", "runs", "runs"]
+    assert [(config.elastic.min, config.elastic.max) for config in configs] == [(3, 3), (1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_tune_leaves_the_best_configuration_here_or_says_why_not(
+    found: bool, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from swav_ray.tune.sweep import Outcome
+
+    asked: list[Any] = []
+    best = tmp_path / "runs" / "k_tau" / "best.yaml"
+    best.parent.mkdir(parents=True)
+    best.write_text(load_config(RECIPE).to_yaml())
+    row = {"rank": 1, "name": "trial 0", "state": "complete" if found else "fail", "probe/top1": 0.97 if found else None}
+    row |= {"stderr": 0.01, "epochs": 6, "seconds": 60.0, "num_prototypes": 100, "temperature": 0.1, "error": ""}
+
+    def run(space: Any) -> Outcome:
+        asked.append(space)
+        return Outcome(pd.DataFrame([row]), best if found else None, best.parent, [])
+
+    monkeypatch.setattr("swav_ray.tune.sweep.run_sweep", run)
+    monkeypatch.setattr("swav_ray.train.session.connect", lambda **_: None)
+    ended = call("tune", K_TAU, "--set", "epochs=3", "--trials", "9", "--concurrency", "1")
+    (space,) = asked
+    assert (space.overrides["epochs"], space.budget.trials, space.concurrency) == (3, 9, 1)
+    if found:
+        assert ended.code == 0 and "0.9700 ± 0.0100" in ended.out
+        assert (tmp_path / "best.yaml").read_text() == best.read_text()
+        assert ended.out.splitlines()[-1] == "next: swav-ray pretrain best.yaml"
+    else:
+        assert_one_line(ended, "no trial completed; see", "leaderboard.md for the reasons")
+        assert not (tmp_path / "best.yaml").exists()
