@@ -15,6 +15,8 @@ from swav_ray.train.build import build_model
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.probe import features_of, load_images, pixel_features
 
+SVM_ROWS = 10_000  # its cost grows with the square
+
 
 def load_run(uri: str) -> tuple[Config, torch.nn.Module]:
     """A run's configuration and its trained backbone.
@@ -72,7 +74,27 @@ def score_run(uri: str, kind: str, test: str | None, *, k: int = 20) -> Iterator
     yield _line("this run", of(backbone))
     torch.manual_seed(config.seed)
     yield _line("untrained backbone", of(build_model(config).backbone))
-    yield _line("raw 16x16 pixels", score(pixel_features(train.images), pixel_features(held.images)))
+    pixels, test_pixels = pixel_features(train.images), pixel_features(held.images)
+    yield _line("raw 16x16 pixels", score(pixels, test_pixels))
+    if kind == "probe" and len(pixels) <= SVM_ROWS:
+        svm = _svm(pixels, labels, test_pixels, test_labels)
+        if svm is not None:
+            yield _line("RBF-SVM on pixels", svm)
+
+
+def _svm(pixels: torch.Tensor, labels: torch.Tensor, test_pixels: torch.Tensor, test_labels: torch.Tensor) -> Score | None:
+    """A strong classifier that needs no features; None where scikit-learn is not installed (the demo brings it)."""
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        return None
+    votes = SVC(C=10).fit(pixels.numpy(), labels.numpy()).decision_function(test_pixels.numpy())
+    scores = torch.from_numpy(votes).reshape(len(test_labels), -1)
+    if scores.shape[1] == 1:  # two classes: one signed distance
+        scores = torch.cat([-scores, scores], dim=1)
+    classes = labels.unique()
+    column = torch.searchsorted(classes, test_labels).clamp_max(len(classes) - 1)
+    return Score.of(scores, torch.where(classes[column] == test_labels, column, -1))  # a class never trained on is a miss
 
 
 def _line(name: str, score: Score) -> str:
