@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swav_ray import __version__
-from swav_ray.errors import UserError
+from swav_ray.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     pass
@@ -31,6 +31,9 @@ def main() -> None:
     except UserError as error:
         print(f"swav-ray: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"swav-ray: {stopped}", file=sys.stderr)
+        sys.exit(130)
     except KeyboardInterrupt:
         print("swav-ray: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

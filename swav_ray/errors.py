@@ -13,6 +13,10 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).splitlines()))
 
 
+class Stopped(Exception):  # noqa: N818  not an error
+    """The user or the cluster asked the run to stop, and it did, all saved; the message says how to go on."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'epochs'?)"`` for the known word nearest to ``word``, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

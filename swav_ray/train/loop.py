@@ -34,6 +34,7 @@ from swav_ray.train.build import build_model, build_optimizer, init_prototypes
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.metrics import MetricsLog
 from swav_ray.train.probe import probe_backbone
+from swav_ray.train.signals import SIGNALS, Request
 from swav_ray.train.world import World
 
 LOG_EVERY = 10  # steps between reads of values from the device
@@ -90,33 +91,48 @@ class Training:
         self._tick = time.monotonic()
 
     @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
     def settled_epoch(self) -> float:
         """Epoch from which the collapse watch may judge: warm-up, freeze and queue start are over."""
         c = self.config
         return max(c.warmup_epochs, c.freeze_prototypes_epochs, c.queue_start_epoch if c.queue_length else 0) + 1
 
-    def run_to_end(self, batches: Iterator[Batch]) -> dict[str, Any]:
-        """Train on ``batches`` (from :attr:`position` on) to the end of the run.
+    def run_to_end(self, batches: Iterator[Batch]) -> tuple[dict[str, Any], Request]:
+        """Train on ``batches`` (from :attr:`position` on) to the end of the run, or until asked to leave it.
 
         Returns:
-            The last figures, with the probe's.
+            The last figures, with the probe's; and the request (:mod:`~swav_ray.train.signals`) that ended the training
+            early, all saved, or NONE at the end of the run.
 
         Raises:
             UserError: too many unreadable images, a diverged loss, or no room for a checkpoint; on every worker at once.
         """
         last: dict[str, Any] = {}
+        asked = Request.NONE
+        SIGNALS.enter("data", self.step, self.total_steps)
         for batch in batches:
+            SIGNALS.enter("step")
+            vote = self.world.vote(SIGNALS.request)  # travels beside the step's own collectives
             self._train_step(batch)
             epoch_over = batch.next.epoch > batch.epoch
             if self.step % LOG_EVERY == 0 or epoch_over:
                 last = self._flush() or last
             if epoch_over:
+                SIGNALS.enter("probe", self.step)
                 last |= self._end_of_epoch(batch.epoch + 1)
-            if epoch_over or self._checkpoint_due():
+            asked = Request(vote()) if batch.next.epoch < self.config.epochs else Request.NONE
+            if epoch_over or asked or self._checkpoint_due():
+                SIGNALS.enter("checkpoint", self.step)
                 self.save()
+            SIGNALS.enter("data", self.step)
+            if asked:
+                break
         if self.log is not None:
             self.log.close()
-        return last
+        return last, asked
 
     def _train_step(self, batch: Batch) -> None:
         c, world = self.config, self.world
@@ -213,7 +229,7 @@ class Training:
             for row in rows:
                 self.log.write(row)
             self.log.flush()
-            self.report(rows[-1] | {"steps": self.steps_per_epoch * self.config.epochs, "advice": verdict.advice})
+            self.report(rows[-1] | {"steps": self.total_steps, "advice": verdict.advice})
         limit = self.config.data.max_bad_fraction * self.stream.plan.num_rows
         if bad > limit:
             raise UserError(
