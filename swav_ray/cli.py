@@ -125,7 +125,7 @@ def pretrain(
     print(f"run {named} in {_short(config.storage)}: {config.epochs} epochs on {count}")
     connect(cpus=config.elastic.max * config.elastic.cpus_per_worker + 2)
     with Screen(config) as screen:
-        figures = run(config, screen.show)
+        figures = run(config, screen.show, screen.tell)
     place = f"{config.storage}/{named}"
     if "probe/top1" in figures:
         top1, error = figures["probe/top1"], figures["probe/top1_stderr"]

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from swav_ray.data.storage import Storage
+from swav_ray.train.progress import post_events
 
 FILE = "events.jsonl"
 logger = logging.getLogger(__name__)
@@ -31,13 +32,17 @@ class EventLog:
 
     def __init__(self, run_uri: str) -> None:
         self._run = Storage(run_uri)
+        self._recent: list[dict[str, Any]] = []  # of this start of the run
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="swav-ray-events", daemon=True)
         self._thread.start()
 
     def add(self, event: str, **about: Any) -> None:
         logger.info("%s: %s", event, about)
-        self._queue.put({"time": round(time.time(), 3), "event": event, **about})
+        entry = {"time": round(time.time(), 3), "event": event, **about}
+        self._recent.append(entry)
+        post_events(self._run.uri, self._recent)
+        self._queue.put(entry)
 
     def _work(self) -> None:
         lines: list[dict[str, Any]] | None = None

@@ -107,11 +107,16 @@ def elastic_trainer() -> Any:
     return ElasticTrainer
 
 
-def pretrain(config: Config, show: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def pretrain(
+    config: Config,
+    show: Callable[[dict[str, Any]], None] | None = None,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Run ``config`` (of :func:`resolve`) to its end on the connected Ray cluster; a run begun before goes on.
 
     Args:
         show: called on this process with each figure the workers post.
+        tell: called on this process with each event of the workers: growths, drains, losses.
 
     Returns:
         The run's last figures.
@@ -121,7 +126,7 @@ def pretrain(config: Config, show: Callable[[dict[str, Any]], None] | None = Non
     """
     run = open_run(config)
     run.delete(STATUS)
-    with ProgressReader(run.uri, show):
+    with ProgressReader(run.uri, show, tell):
         before = -1
         while True:
             trainer = _trainer(config, run)
@@ -167,6 +172,7 @@ def _trainer(config: Config, run: Storage) -> Any:
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **elastic.resources},
             accelerator_type=elastic.accelerator_type,
+            elastic_resize_monitor_interval_s=max(3.0, elastic.patience_seconds),  # stock Ray only
         ),
         # Checkpoints are ours and Ray keeps none, so its own notes lie in a local folder: no outage of the run's store
         # can end Ray's controller.
