@@ -32,6 +32,7 @@ from swav_ray.swav.loss import assign_codes, swapped_prediction
 from swav_ray.swav.optim import warmup_cosine
 from swav_ray.train.build import build_model, build_optimizer, init_prototypes
 from swav_ray.train.checkpoint import Checkpoints
+from swav_ray.train.faults import Faults
 from swav_ray.train.metrics import MetricsLog
 from swav_ray.train.probe import probe_backbone
 from swav_ray.train.signals import SIGNALS, Request
@@ -55,10 +56,13 @@ class Training:
         run: its folder.
         world: the workers of the moment.
         report: called on rank 0 with each logged step's figures, and with `probe/top1` at the ends of epochs.
+        faults: to strike on purpose (`faults.py`).
     """
 
-    def __init__(self, config: Config, run: Storage, world: World, report: Report | None = None) -> None:
-        self.config, self.run, self.world = config, run, world
+    def __init__(
+        self, config: Config, run: Storage, world: World, report: Report | None = None, faults: Faults | None = None
+    ) -> None:
+        self.config, self.run, self.world, self.faults = config, run, world, faults or Faults()
         self.report = report or (lambda row: None)
         self.stream = Stream(config)
         self.steps_per_epoch = self.stream.steps.per_epoch
@@ -115,6 +119,7 @@ class Training:
         SIGNALS.enter("data", self.step, self.total_steps)
         for batch in batches:
             SIGNALS.enter("step")
+            self.faults.before_step(self.world.rank, self.step)
             vote = self.world.vote(SIGNALS.request)  # travels beside the step's own collectives
             self._train_step(batch)
             epoch_over = batch.next.epoch > batch.epoch

@@ -20,6 +20,7 @@ from swav_ray.data.sources import prepare_digits
 from swav_ray.data.storage import Storage, absolute_uri
 from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.errors import Stopped, UserError
+from swav_ray.train import faults
 from swav_ray.train.progress import ProgressReader, post
 
 CONFIG, STATUS = "config.yaml", "status.json"
@@ -166,7 +167,7 @@ def _trainer(config: Config, run: Storage) -> Any:
     own: dict[str, Any] = {"config": config, "run_uri": run.uri} if ours else {}
     return (ours or TorchTrainer)(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json")},
+        train_loop_config={"config": config.model_dump(mode="json"), "faults": faults.from_environment().to_json()},
         scaling_config=ray.train.ScalingConfig(
             num_workers=elastic.max if elastic.min == elastic.max else (elastic.min, elastic.max),  # type: ignore[arg-type]
             use_gpu=gpus > 0,
@@ -217,7 +218,7 @@ def _worker(args: dict[str, Any]) -> None:
     world = World.join(ray.train.torch.get_device())
     problem = ""
     try:
-        status, asked = _train(config, run, world)
+        status, asked = _train(config, run, world, faults.Faults.from_json(args["faults"]).of_run(run))
     except UserError as error:  # raised by every worker alike: an end, not a failure to restart after
         status, asked = {"state": "failed", "error": str(error)}, Request.NONE
     except Exception:
@@ -235,7 +236,7 @@ def _worker(args: dict[str, Any]) -> None:
         run.write(STATUS, json.dumps(status).encode())
 
 
-def _train(config: Config, run: Storage, world: Any) -> tuple[dict[str, Any], Any]:
+def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) -> tuple[dict[str, Any], Any]:
     from swav_ray.train.loop import Training
 
     started = time.time()
@@ -243,7 +244,7 @@ def _train(config: Config, run: Storage, world: Any) -> tuple[dict[str, Any], An
     def report(row: dict[str, Any]) -> None:
         post(run.uri, {**row, "workers": world.size, "started": started})
 
-    training = Training(config, run, world, report)
+    training = Training(config, run, world, report, injected)
     stream = batches(training.stream, training.position, world, config.data.crop_in)
     figures, asked = training.run_to_end(stream)
     stream.close()  # its threads end here and not whenever they are collected
