@@ -92,6 +92,15 @@ class Storage:
         path = self.path(name)
         return self._patiently(name, lambda: bytes(self.fs.cat_file(path)) if self.is_s3 else Path(path).read_bytes())
 
+    def stamp(self, name: str) -> str:
+        """What differs between two files that had this name one after the other; cheap beside reading it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        info = self._patiently(name, lambda: self.fs.info(self.path(name)))
+        return str(info.get("ETag") or (info["size"], info["mtime"], info["ino"]))
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all: a temporary name, synced and renamed; S3 objects appear whole by nature."""
         path = self.path(name)

@@ -60,9 +60,8 @@ class MetricsLog:
         """Make what was written visible to readers of the folder."""
         self._file.flush()
 
-    def sync(self) -> None:
-        """Copy to the run's folder where that is S3; called with each checkpoint."""
-        self.flush()
+    def upload(self) -> None:
+        """Copy what was flushed to the run's folder where that is S3; with each checkpoint, from any thread."""
         if self.run.is_s3:
             self._board.flush()
             self.run.put(self._path, FILE)
@@ -71,5 +70,6 @@ class MetricsLog:
 
     def close(self) -> None:
         self._board.close()
-        self.sync()
+        self.flush()
+        self.upload()
         self._file.close()

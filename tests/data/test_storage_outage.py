@@ -206,22 +206,21 @@ def test_shards_are_read_through_an_outage(
         Shards.read_group(pickle.loads(pickle.dumps(remote)), 0)
 
 
-@SECONDS
-def test_what_ray_writes_goes_through_an_outage(folder: Storage, s3_proxy: Proxy, seconds: float) -> None:
+def test_what_ray_writes_goes_through_an_outage(folder: Storage, s3_proxy: Proxy) -> None:
     """Ray's own snapshots and checkpoints go through the pyarrow file system, pickled."""
     arrow = pickle.loads(pickle.dumps(folder.arrow))
-    with s3_proxy.outage(seconds) as back:
+    with s3_proxy.outage(0.5) as back:
         with arrow.open_output_stream(folder.path("ray/snapshot.json")) as stream:
             stream.write(b"{}")
         assert back.is_set()
-    with s3_proxy.outage(seconds):
+    with s3_proxy.outage(0.5):
         info = arrow.get_file_info([folder.path("ray/snapshot.json"), folder.path("nothing")])
         assert [entry.type for entry in info] == [FileType.File, FileType.NotFound]
-    with s3_proxy.outage(seconds), arrow.open_input_stream(folder.path("ray/snapshot.json")) as stream:
+    with s3_proxy.outage(0.5), arrow.open_input_stream(folder.path("ray/snapshot.json")) as stream:
         assert stream.read() == b"{}"
-    with s3_proxy.outage(seconds):
+    with s3_proxy.outage(0.5):
         assert [entry.base_name for entry in arrow.get_file_info(FileSelector(folder.path("ray")))] == ["snapshot.json"]
-    with s3_proxy.outage(seconds):
+    with s3_proxy.outage(0.5):
         arrow.delete_dir(folder.path("ray"))
     assert folder.list() == ["a", "b"]
     with pytest.raises(FileNotFoundError):
