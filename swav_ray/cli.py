@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swav_ray import __version__
-from swav_ray.errors import Stopped, UserError
+from swav_ray.errors import Stopped, StorageAwayError, UserError
 
 if TYPE_CHECKING:
     pass
@@ -25,10 +25,10 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    """Entry point: a user's mistake, or a store that is away, is one line on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except UserError as error:
+    except (UserError, StorageAwayError) as error:
         print(f"swav-ray: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:

@@ -98,7 +98,8 @@ class Checkpoints(Section):
 
     every_seconds: float = Field(60.0, gt=0, description="and at every end of an epoch")
     every_steps: int = Field(0, ge=0, description="0: by time only")
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every: int = Field(0, ge=0, description="epochs; the one at the end of every so many is kept for ever; 0: none")
 
 
 class Probe(Section):

@@ -98,6 +98,8 @@ class WarmWorker(RayTrainWorker):
     def reset(self, seconds: float) -> bool:
         """End the training thread and forget its group; False if this process cannot serve again."""
         SIGNALS.release()
+        if SIGNALS.spoilt:
+            return False
         if train_context._train_context is not None:
             runner = train_context.get_train_context().execution_context.training_thread_runner
             if runner._thread is not None:

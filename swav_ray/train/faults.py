@@ -200,13 +200,14 @@ def _corrupt_newest(run: Storage) -> None:
     from swav_ray.train.checkpoint import Checkpoints
 
     folder = run / "checkpoints"
-    names = Checkpoints(folder).names()
-    if not names:
+    newest = Checkpoints(folder).newest()
+    if newest is None:
         raise RuntimeError(f"{VARIABLE}: corrupt_checkpoint finds none in {folder.uri}; give it a later step")
-    content = bytearray(folder.read(f"{names[-1]}/state.pt"))
+    name = newest[0]
+    content = bytearray(folder.read(f"{name}/state.pt"))
     middle = slice(len(content) // 2, len(content) // 2 + 16)
     content[middle] = bytes(byte ^ 0xFF for byte in content[middle])
-    folder.write(f"{names[-1]}/state.pt", bytes(content))
+    folder.write(f"{name}/state.pt", bytes(content))
 
 
 # Called with every operation and path of this process's storage: they raise, or say whether they are over.

@@ -35,10 +35,12 @@ from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import Faults
 from swav_ray.train.metrics import MetricsLog
 from swav_ray.train.probe import probe_backbone
+from swav_ray.train.restore import restore
 from swav_ray.train.signals import SIGNALS, Request
 from swav_ray.train.world import World
 
 LOG_EVERY = 10  # steps between reads of values from the device
+WORD_EVERY = 5.0  # seconds between words of the writer of a checkpoint to those who wait: no collective hangs on a slow store
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -66,12 +68,12 @@ class Training:
         self.report = report or (lambda row: None)
         self.stream = Stream(config)
         self.steps_per_epoch = self.stream.steps.per_epoch
-        self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last)
+        self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
         torch.manual_seed(config.seed)  # the same weights on every worker, on the CPU whatever the device
         self.model = build_model(config)
         self.position, self.step = Position(), 0
         self.queue: FeatureQueue | None = None
-        saved = self.checkpoints.latest()
+        saved = restore(self.checkpoints, world)
         if saved is None and config.prototype_init == "samples":
             init_prototypes(self.model, config, self.stream)
         self.dtype = getattr(torch, config.precision)
@@ -131,13 +133,21 @@ class Training:
             asked = Request(vote()) if batch.next.epoch < self.config.epochs else Request.NONE
             if epoch_over or asked or self._checkpoint_due():
                 SIGNALS.enter("checkpoint", self.step)
-                self.save()
+                self.save(wait=bool(asked))
             SIGNALS.enter("data", self.step)
             if asked:
                 break
+        SIGNALS.enter("checkpoint", self.step)
+        self.checkpoints.close()
         if self.log is not None:
             self.log.close()
         return last, asked
+
+    def abandon(self, seconds: float) -> bool:
+        """After an error: let a checkpoint that is being written come to its end; False if it did not in time."""
+        if self.log is not None:
+            self.log.abandon()
+        return self.checkpoints.settled(seconds)
 
     def _train_step(self, batch: Batch) -> None:
         c, world = self.config, self.world
@@ -268,33 +278,49 @@ class Training:
             return False
         return bool(self.world.broadcast(time.monotonic() - self._saved_time > c.every_seconds))
 
-    def save(self) -> None:
-        """Save a checkpoint of the whole run; every worker calls it, rank 0 writes."""
-        if self._saved_step == self.step:
-            return
-        if self._pending:
-            self._flush()
-        queues = self.world.gather(self.queue.state_dict()) if self.queue is not None else None
+    def save(self, wait: bool = False) -> None:
+        """Save a checkpoint of the whole run; every worker calls it, rank 0 writes.
+
+        Training goes on as soon as the state is copied; with ``wait``, and at the end of the run, once it is complete.
+
+        Raises:
+            UserError: this checkpoint, or the one before it, cannot be written; on every worker at once.
+        """
+        wait = wait or self.position.epoch >= self.config.epochs
         problem = None
-        if self.world.rank == 0:
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "queue": gather_queue(queues) if queues else None,
-                "epoch": self.position.epoch,
-                "row": self.position.row,
-            }
-            about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
-            try:
-                if self.log is not None:
-                    self.log.sync()
-                self.checkpoints.save(self.step, state, about)
-            except (UserError, OSError) as error:
-                problem = str(error)
-        problem = self.world.broadcast(problem)
-        if problem is not None:
-            raise UserError(problem)
-        self._saved_step, self._saved_time = self.step, time.monotonic()
+        if self._saved_step != self.step:
+            if self._pending:
+                self._flush()
+            queues = self.world.gather(self.queue.state_dict()) if self.queue is not None else None
+            problem = self.checkpoints.failure()
+            if self.world.rank == 0 and problem is None:
+                try:
+                    self._hand_over(gather_queue(queues) if queues else None)
+                except OSError as error:  # of the metrics' last lines
+                    problem = f"{self.run.uri}: cannot be written: {error.strerror or error}; earlier checkpoints are kept"
+            self._saved_step, self._saved_time = self.step, time.monotonic()
+        elif not wait:
+            return
+        while True:
+            done = self.checkpoints.settled(WORD_EVERY) if wait else True
+            problem, done = self.world.broadcast((problem or self.checkpoints.failure(), done))
+            if problem is not None:
+                raise UserError(problem)
+            if done:
+                return
+
+    def _hand_over(self, queue: dict[str, Any] | None) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "queue": queue,
+            "epoch": self.position.epoch,
+            "row": self.position.row,
+        }
+        about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
+        assert self.log is not None
+        self.log.flush()
+        self.checkpoints.save_async(self.step, state, about, first=self.log.upload)
 
     def _load(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -54,6 +54,7 @@ class Signals:
     def clear(self) -> None:
         """As new, for the next training in this process."""
         self.request = Request.NONE
+        self.spoilt = False  # this process must not serve again
         self._thread: int | None = None
         self._release = threading.Event()
         self._beat, self._since = Beat(), time.monotonic()

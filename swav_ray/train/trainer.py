@@ -25,6 +25,7 @@ from swav_ray.train.progress import ProgressReader, post
 
 CONFIG, STATUS = "config.yaml", "status.json"
 RESTARTS = 8  # worker groups lost without notice before stock Ray gives up
+SETTLE_SECONDS = 3.0  # for a checkpoint under way when the group fails; a process that still writes one then is ended
 logger = logging.getLogger(__name__)
 
 
@@ -164,6 +165,9 @@ def _trainer(config: Config, run: Storage) -> Any:
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= elastic.min else 0.0
     ours = elastic_trainer()
+    scaling: dict[str, Any] = {}
+    if not ours:
+        scaling["elastic_resize_monitor_interval_s"] = max(3.0, elastic.patience_seconds)
     own: dict[str, Any] = {"config": config, "run_uri": run.uri} if ours else {}
     return (ours or TorchTrainer)(
         _worker,
@@ -173,7 +177,7 @@ def _trainer(config: Config, run: Storage) -> Any:
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **elastic.resources},
             accelerator_type=elastic.accelerator_type,
-            elastic_resize_monitor_interval_s=max(3.0, elastic.patience_seconds),  # stock Ray only
+            **scaling,
         ),
         # Checkpoints are ours and Ray keeps none, so its own notes lie in a local folder: no outage of the run's store
         # can end Ray's controller.
@@ -189,8 +193,8 @@ def _trainer(config: Config, run: Storage) -> Any:
 def _newest_step(run: Storage) -> int:
     from swav_ray.train.checkpoint import Checkpoints
 
-    names = Checkpoints(run / "checkpoints").names()
-    return int(names[-1].removeprefix("step-")) if names else -1
+    found = Checkpoints(run / "checkpoints").newest()
+    return int(found[1]["step"]) if found is not None else -1
 
 
 def read_status(run: Storage) -> dict[str, Any] | None:
@@ -246,8 +250,14 @@ def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) ->
 
     training = Training(config, run, world, report, injected)
     stream = batches(training.stream, training.position, world, config.data.crop_in)
-    figures, asked = training.run_to_end(stream)
-    stream.close()  # its threads end here and not whenever they are collected
+    try:
+        figures, asked = training.run_to_end(stream)
+    except BaseException:
+        if not training.abandon(SETTLE_SECONDS):
+            SIGNALS.spoilt = True
+        raise
+    finally:
+        stream.close()  # its threads end here and not whenever they are collected
     if asked:
         return {"state": "stopped", "step": training.step}, asked
     return {"state": "done", "figures": figures}, asked

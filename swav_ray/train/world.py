@@ -48,12 +48,12 @@ class World:
         dist.gather_object(item, items, dst=0, group=self.control)
         return items
 
-    def broadcast(self, item: Any) -> Any:
-        """Rank 0's item, everywhere."""
+    def broadcast(self, item: Any, source: int = 0) -> Any:
+        """The item of rank ``source``, everywhere."""
         if self.group is None:
             return item
         box = [item]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        dist.broadcast_object_list(box, src=source, group=self.control)
         return box[0]
 
     def vote(self, value: int) -> Callable[[], int]:

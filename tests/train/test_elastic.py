@@ -157,7 +157,7 @@ def test_a_stop_is_graceful_and_the_same_command_goes_on(one_node, shards, tmp_p
     run.wait_for_steps(3, 1)
     run.process.send_signal(signal.SIGTERM)
     output = run.end()
-    saved = Checkpoints(run.folder / "checkpoints").names()[-1]
+    saved = Checkpoints(run.folder / "checkpoints").newest()[0]
     assert run.process.returncode == 130
     assert f"run 'stopped' stopped at step {int(saved.removeprefix('step-'))}; the same command goes on from there" in output
     before = len(losses_of(config))
