@@ -22,6 +22,7 @@ from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.errors import Stopped, UserError
 from swav_ray.train import faults
 from swav_ray.train.progress import ProgressReader, post
+from swav_ray.train.signals import SIGNALS, Request
 
 CONFIG, STATUS = "config.yaml", "status.json"
 RESTARTS = 8  # worker groups lost without notice before stock Ray gives up
@@ -213,7 +214,6 @@ def _worker(args: dict[str, Any]) -> None:
     """What runs on every worker, from the top at each start of the worker group, maybe in the same process again."""
     import ray.train.torch
 
-    from swav_ray.train.signals import SIGNALS, Request
     from swav_ray.train.world import World
 
     SIGNALS.enter("start")
