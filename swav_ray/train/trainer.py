@@ -86,8 +86,8 @@ def _difference(there: Config, here: Config) -> str:
         return out
 
     a, b = flat(there.model_dump(mode="json")), flat(here.model_dump(mode="json"))
-    ignored = ("name", "storage", "elastic.", "checkpoint.")
-    parts = [f"{key} {a[key]} there, {b[key]} here" for key in a if a[key] != b[key] and not key.startswith(ignored)]
+    counts = flat(there.computed()) | flat(here.computed())
+    parts = [f"{key} {a[key]} there, {b[key]} here" for key in a if key in counts and a[key] != b[key]]
     return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from swav_ray.data import stream as stream_module
 from swav_ray.data.shards import Shards
-from swav_ray.data.stream import Batch, Block, Position, Stream
+from swav_ray.data.stream import Batch, Block, Position, Span, Stream
 from tests.data.small import ROWS, small_config, write_small_shards
 
 
@@ -42,7 +42,8 @@ class WithoutCrops(Stream):
 
 def join(batches: list[Batch]) -> tuple[list[str], list[np.ndarray]]:
     """The global batch of a step from its workers' parts: ids and crops in the order of the plan."""
-    assert len({(b.epoch, b.step, b.global_rows, b.next) for b in batches}) == 1
+    assert len({(b.epoch, b.step, b.global_rows, b.largest_share, b.next) for b in batches}) == 1
+    assert batches[0].largest_share == max(len(batch.ids) for batch in batches)
     positions = np.concatenate([batch.positions for batch in batches])
     order = np.argsort(positions)
     assert positions[order].tolist() == list(range(batches[0].global_rows))
@@ -142,7 +143,7 @@ def test_a_window_is_read_when_its_first_row_is_due(uri: str, monkeypatch: pytes
     stream = Stream(small_config(uri))
     read, real = [], stream.shards.read_rows
     monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
-    blocks = stream.read(0, 0, 9)
+    blocks = stream.read(Span(0, stream.steps, 0, 9))
     for block in blocks:
         assert sum(read[:-1]) <= stream.steps.start(block.step) + block.positions.stop <= sum(read)
     assert read == [len(window.pairs) for window in stream.plan.windows(0)]
@@ -153,7 +154,7 @@ def test_a_span_reads_its_own_rows_only(uri: str, monkeypatch: pytest.MonkeyPatc
     stream = Stream(small_config(uri))
     read, real = [], stream.shards.read_rows
     monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
-    ids = [identifier for block in stream.read(1, 2, 5) for identifier in block.ids]
+    ids = [identifier for block in stream.read(Span(1, stream.steps, 2, 5)) for identifier in block.ids]
     assert ids == plan_ids(stream, 1)[stream.steps.start(2) : stream.steps.start(5)]
     assert sum(read) == len(ids)
 
@@ -171,8 +172,8 @@ class FakeIterator:
         yield from (pa.table({"block": [pickle.dumps(block)]}) for block in self.blocks)
 
 
-def deal(stream: Stream, spans: list[tuple[int, int, int]], world_size: int) -> list[FakeIterator]:
-    blocks = [stream.crop(block) for epoch, first, last in spans for block in stream.read(epoch, first, last)]
+def deal(stream: Stream, spans: list[Span], world_size: int) -> list[FakeIterator]:
+    blocks = [stream.crop(block) for span in spans for block in stream.read(span)]
     return [FakeIterator(blocks[rank::world_size]) for rank in range(world_size)]
 
 
@@ -211,7 +212,7 @@ def swapped(blocks: list[Block]) -> list[Block]:
 )
 def test_a_block_out_of_step_is_refused(uri: str, damage: Callable[[list[Block]], list[Block]]) -> None:
     stream = WithoutCrops(small_config(uri, epochs=1))
-    blocks = [stream.crop(block) for block in stream.read(0, 0, 9)]
+    blocks = [stream.crop(block) for block in stream.read(Span(0, stream.steps, 0, 9))]
     assert len(list(stream.batches_of(Position(), [FakeIterator(blocks)], 0, 1))) == 9
     with pytest.raises(RuntimeError, match="the data stream is out of step: expected"):
         list(stream.batches_of(Position(), [FakeIterator(damage(blocks))], 0, 1))
