@@ -147,7 +147,7 @@ class Steps:
             ValueError: no step begins there, as when the batch size or the data changed.
         """
         step = self.behind(row)
-        if self.start(step) != row:
+        if row < self.first_row or self.start(step) != row:
             raise ValueError(f"no step begins at row {row} of {self.num_rows} with batches of {self.global_batch_size}")
         return step
 

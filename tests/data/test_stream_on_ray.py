@@ -71,6 +71,13 @@ def test_three_workers_over_several_legs_and_epochs(folder: Path) -> None:
         assert_same(got, list(stream.local(start, rank, 3)))
 
 
+def test_two_workers_go_on_with_another_batch_where_three_stopped(folder: Path) -> None:
+    stream = Stream(small_config(str(folder), elastic={"max": 3, "scale_lr_with_batch": True}))
+    start = next(stream.local(Position(), 0, 3)).next
+    for rank, got in enumerate(on_ray(stream, start, 2)):
+        assert_same(got, list(stream.local(start, rank, 2)))
+
+
 def test_two_workers_from_s3(folder: Path, s3: str) -> None:
     dest = Storage(s3) / "stream"
     for path in folder.iterdir():
