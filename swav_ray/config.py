@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from swav_ray.errors import UserError, did_you_mean
+from swav_ray.errors import UserError, did_you_mean, explain
 
 # What PyYAML lets through from a value it cannot build (`2001-99-99`, `!!int x`) beside its own errors.
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
@@ -74,6 +74,8 @@ class Elastic(Section):
     min: int = Field(1, ge=1)
     max: int = Field(1, ge=1)
     sizes: tuple[int, ...] = Field((), description="allowed worker counts, as [1, 2, 4, 8]; empty: all from min to max")
+    max_rows_per_device: int = Field(0, ge=0, description="rows a worker embeds at once; more go in several passes; 0: no cap")
+    scale_lr_with_batch: bool = Field(False, description="W workers take W / max of global_batch_size and learning rate")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has GPUs, else 0")
     resources: dict[str, float] = Field({}, description="custom resources of a worker, as {slot: 1}")
@@ -90,6 +92,11 @@ class Elastic(Section):
             raise ValueError(f"elastic.min {self.min} is above elastic.max {self.max}; swap them")
         if self.sizes and not any(self.min <= size <= self.max for size in self.sizes):
             raise ValueError(f"elastic.sizes {list(self.sizes)} has none from elastic.min {self.min} to elastic.max {self.max}")
+        if 0 < self.max_rows_per_device < 3:  # 3 rows in passes of at most 2 would be 1 and 2
+            raise ValueError(
+                f"elastic.max_rows_per_device {self.max_rows_per_device} could make passes of one row, which has no batch "
+                "statistics; give at least 3, or 0 for no cap"
+            )
         return self
 
 
@@ -195,11 +202,13 @@ class Config(Section):
             raise ValueError(
                 f"queue_length {self.queue_length} is shorter than one batch of {self.global_batch_size}; set 0 or a multiple"
             )
-        in_sight = self.global_batch_size + self.queue_length
+        batch = self.batch_on(self.elastic.min)
+        in_sight = batch + self.queue_length
         if self.num_prototypes > in_sight:
+            scaled = f", scaled to {batch} on elastic.min {self.elastic.min}" if batch < self.global_batch_size else ""
             raise ValueError(
                 f"num_prototypes {self.num_prototypes} is more than the {in_sight} rows in sight (global_batch_size "
-                f"{self.global_batch_size} + queue_length {self.queue_length}), so some would always stay empty; "
+                f"{self.global_batch_size}{scaled} + queue_length {self.queue_length}), so some would always stay empty; "
                 "lower it or lengthen the queue"
             )
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
@@ -226,11 +235,29 @@ class Config(Section):
             crop -= count
         raise IndexError(crop)
 
-    def hash(self) -> str:
-        """Names what the run computes: everything but its name, place, and how many workers do it."""
+    def batch_on(self, workers: int) -> int:
+        """Rows of a step on so many workers: always the same, or their share (2 at least) where it scales with them."""
+        return max(2, round(self.global_batch_size * self.share_of(workers)))
+
+    def share_of(self, workers: int) -> float:
+        """What batch and learning rate are multiplied by on so many workers; 1 but for `elastic.scale_lr_with_batch`."""
+        return workers / self.elastic.max if self.elastic.scale_lr_with_batch else 1.0
+
+    def computed(self) -> dict[str, Any]:
+        """What decides what the run computes: everything but its name, place, and how many workers do it.
+
+        Where the batch follows the workers, so does the size it is a share of. `elastic.max_rows_per_device` does not: a run
+        must be able to go on under another cap, on devices with less memory; what a cap changes stands in `train/step.py`.
+        """
         content = self.model_dump(mode="json", exclude={"name", "storage", "elastic", "checkpoint"})
         content["data"].pop("crop_in")
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        if self.elastic.scale_lr_with_batch:
+            content["elastic"] = self.elastic.model_dump(mode="json", include={"scale_lr_with_batch", "max"})
+        return content
+
+    def hash(self) -> str:
+        """Names what the run computes, :meth:`computed`."""
+        return hashlib.sha256(json.dumps(self.computed(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -319,25 +346,6 @@ def build_config(values: dict[str, Any], source: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, source, known_keys())) from None
-
-
-def explain(error: ValidationError, source: str, keys: dict[str, Any]) -> str:
-    """The first mistake of a validation error in one line."""
-    mistakes = error.errors()
-    # A misspelt key is often also a missing one; its own name says more.
-    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
-    path = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{source}: unknown key {path!r}{did_you_mean(path, keys)}{more}"
-    if first["type"] == "missing":
-        return f"{source}: {path} is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if not path or message.startswith(path):
-        return f"{source}: {message}{more}"
-    if first["type"] == "value_error":
-        return f"{source}: {path}: {message}{more}"
-    return f"{source}: {path} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
 
 
 def load_config(recipe: str, overrides: dict[str, Any] | None = None) -> Config:

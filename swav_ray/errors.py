@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -28,3 +32,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'epochs'?)"`` for the known word nearest to ``word``, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def explain(error: ValidationError, source: str, keys: dict[str, Any]) -> str:
+    """The first mistake of a validation error in one line."""
+    mistakes = error.errors()
+    # A misspelt key is often also a missing one; its own name says more.
+    first = next((mistake for mistake in mistakes if mistake["type"] == "extra_forbidden"), mistakes[0])
+    path = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{source}: unknown key {path!r}{did_you_mean(path, keys)}{more}"
+    if first["type"] == "missing":
+        return f"{source}: {path} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not path or message.startswith(path):
+        return f"{source}: {message}{more}"
+    if first["type"] == "value_error":
+        return f"{source}: {path}: {message}{more}"
+    return f"{source}: {path} = {first['input']!r}: {message[0].lower()}{message[1:]}{more}"

@@ -33,6 +33,7 @@ RECIPE = str(Path(__file__).with_name("recipe.yaml"))
 KEYS = sorted(known_keys())
 # What a run computes depends on none of these: its name, its place, who does it, how often it is saved.
 NOT_IN_HASH = {"name", "storage", "data.crop_in", *(key for key in KEYS if key.startswith(("elastic.", "checkpoint.")))}
+NOT_IN_HASH -= {"elastic.scale_lr_with_batch"}  # who does it then decides what it computes
 
 
 def line_of(function: Any, *args: Any) -> str:
@@ -121,6 +122,8 @@ def test_a_key_like_no_other_is_named_without_a_guess() -> None:
         ("checkpoint.keep_last", 0, "greater than or equal to 1"),
         ("data.max_bad_fraction", 2, "less than or equal to 1"),
         ("elastic.min", 0, "greater than or equal to 1"),
+        ("elastic.max_rows_per_device", -1, "greater than or equal to 0"),
+        ("elastic.scale_lr_with_batch", "linear", "valid boolean"),
     ],
 )
 def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: Any, said: str) -> None:
@@ -160,6 +163,11 @@ def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: 
         ({"augment.blur_sigma": [2.0, 0.1]}, "augment.blur_sigma 2.0 to 0.1"),
         ({"augment.blur_sigma": [0, 1]}, "augment.blur_sigma 0.0 to 1.0"),
         ({"elastic.min": 3, "elastic.max": 2}, "elastic.min 3 is above elastic.max 2"),
+        ({"elastic.max_rows_per_device": 2}, "elastic.max_rows_per_device 2 could make passes of one row"),
+        (
+            {"num_prototypes": 532, "elastic.min": 1, "elastic.max": 4, "elastic.scale_lr_with_batch": True},
+            "num_prototypes 532 is more than the 531 rows in sight (global_batch_size 125, scaled to 31 on elastic.min 1 + ",
+        ),
     ],
 )
 def test_an_impossible_combination_is_said_with_its_numbers(changes: dict[str, Any], said: str) -> None:
@@ -187,6 +195,8 @@ def test_an_impossible_combination_is_said_with_its_numbers(changes: dict[str, A
         {"crop_counts": [1, 1], "queue_length": 0},
         {"hidden_dim": 0},
         {"elastic.gpus_per_worker": None},
+        {"elastic.max_rows_per_device": 3},
+        {"elastic.min": 1, "elastic.max": 4, "elastic.scale_lr_with_batch": True, "num_prototypes": 531},
     ],
 )
 def test_the_last_possible_value_is_taken(changes: dict[str, Any]) -> None:
@@ -377,6 +387,32 @@ def test_the_hash_notices_any_set_of_changes_with_one_that_counts(keys: list[str
     for key in keys:
         other = changed(other, key)
     assert (other.hash() == config.hash()) == (set(keys) <= NOT_IN_HASH)
+
+
+def test_the_size_that_batch_and_learning_rate_are_a_share_of_is_in_the_hash_where_they_are() -> None:
+    def hashes(scaled: bool) -> set[str]:
+        return {
+            with_settings(elastic__scale_lr_with_batch=scaled, elastic__min=low, elastic__max=high).hash()
+            for low, high in ((1, 4), (2, 4), (1, 8))
+        }
+
+    assert len(hashes(False)) == 1
+    assert len(hashes(True)) == 2, "elastic.max, not elastic.min"
+
+
+@pytest.mark.parametrize(("workers", "rows", "share"), [(1, 31, 0.25), (2, 62, 0.5), (3, 94, 0.75), (4, 125, 1.0)])
+def test_a_scaled_batch_is_the_workers_share_and_the_whole_one_at_full_size(workers: int, rows: int, share: float) -> None:
+    config = with_settings(elastic__scale_lr_with_batch=True, elastic__max=4)
+    assert (config.batch_on(workers), config.share_of(workers)) == (rows, share)
+    constant = with_settings(elastic__max=4)
+    assert (constant.batch_on(workers), constant.share_of(workers)) == (125, 1.0)
+
+
+def test_a_scaled_batch_is_two_rows_at_least() -> None:
+    config = with_settings(
+        global_batch_size=8, data__block_rows=1, elastic__max=8, elastic__scale_lr_with_batch=True, num_prototypes=20
+    )
+    assert config.batch_on(1) == 2
 
 
 def test_the_hash_is_the_same_in_another_process_and_way_of_writing() -> None:

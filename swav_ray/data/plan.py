@@ -7,7 +7,7 @@ themselves. Reading stays sequential by row group, and nothing per row is held b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,26 +109,36 @@ def cut(pieces: Iterable[NDArray[np.int64]], start: int, ends: Iterable[int]) ->
 class Steps:
     """How an epoch is cut into steps and a step into blocks; the same for any number of workers.
 
-    An epoch is ceil(num_rows / global_batch_size) steps of equal size (to a row), so that every row is seen exactly once
-    and no step is a small remainder. A step is cut into `blocks_per_step` blocks of equal size (to a row), which are dealt
-    to the workers in turn.
+    The rows from `first_row` on are ceil(rows / global_batch_size) steps of equal size (to a row), so that every row is
+    seen exactly once and no step is a small remainder. A step is cut into `blocks_per_step` blocks of equal size (to a
+    row), which are dealt to the workers in turn.
     """
 
     num_rows: int
     global_batch_size: int
     block_rows: int
+    first_row: int = 0  # a step begins here; the epoch's rows before it are done
+
+    @property
+    def rows(self) -> int:
+        return self.num_rows - self.first_row
 
     @property
     def per_epoch(self) -> int:
-        return -(-self.num_rows // self.global_batch_size)
+        """Steps from `first_row` to the epoch's end."""
+        return -(-self.rows // self.global_batch_size)
 
     @property
     def blocks_per_step(self) -> int:
-        return -(-min(self.global_batch_size, self.num_rows) // self.block_rows)
+        return -(-min(self.global_batch_size, self.rows) // self.block_rows)
 
     def start(self, step: int) -> int:
         """First row of the epoch's step ``step``; ``start(per_epoch)`` is the epoch's end."""
-        return step * self.num_rows // self.per_epoch
+        return self.first_row + step * self.rows // self.per_epoch
+
+    def behind(self, row: int) -> int:
+        """Steps of this size that lie before row ``row``, rounded up: the step that begins there, if one does."""
+        return -(-(row - self.first_row) * self.per_epoch // self.rows)
 
     def step_at(self, row: int) -> int:
         """The step that begins at row ``row``.
@@ -136,10 +146,20 @@ class Steps:
         Raises:
             ValueError: no step begins there, as when the batch size or the data changed.
         """
-        step = -(-row * self.per_epoch // self.num_rows)
-        if self.start(step) != row:
+        step = self.behind(row)
+        if row < self.first_row or self.start(step) != row:
             raise ValueError(f"no step begins at row {row} of {self.num_rows} with batches of {self.global_batch_size}")
         return step
+
+    def recut(self, row: int) -> Steps:
+        """These steps if one begins at row ``row``, else the rows from there on cut anew.
+
+        So a run that stops and goes on with the same batch keeps its steps, and one that goes on with another sees the
+        rest of the epoch once, in equal steps of at most that batch (a single short one, where that is all that is left).
+        """
+        if not 0 <= row < self.num_rows:
+            raise ValueError(f"row {row} is not within an epoch of {self.num_rows}")
+        return self if self.start(self.behind(row)) == row else replace(self, first_row=row)
 
     def block_ends(self, step: int) -> list[int]:
         """Row at which each block of a step ends."""

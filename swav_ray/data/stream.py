@@ -12,7 +12,7 @@ import pickle
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,16 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Steps `first` to `last` - 1 of an epoch that is cut into `steps`."""
+
+    epoch: int
+    steps: Steps
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Block:
     """Some rows of one step: `positions` are their places in the step's global batch."""
 
@@ -56,8 +66,9 @@ class Batch:
     """One worker's rows of one step."""
 
     epoch: int
-    step: int  # within the epoch
+    step: int  # within the epoch, or within what was left of it where it was cut anew
     global_rows: int  # rows of the step over all workers
+    largest_share: int  # rows of the worker that holds most of them
     next: Position
     positions: NDArray[np.int64]
     ids: list[str]
@@ -77,22 +88,41 @@ class Stream:
             window_groups=config.data.window_groups,
             block_rows=config.data.block_rows,
         )
-        self.steps = Steps(self.plan.num_rows, config.global_batch_size, config.data.block_rows)
+        self.steps = self.steps_on(config.elastic.max)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Stream, (self.config,)
 
-    def steps_from(self, start: Position) -> Iterator[tuple[int, int]]:
-        """(epoch, step) of every step left in the run."""
-        first = self.steps.step_at(start.row)
-        for epoch in range(start.epoch, self.config.epochs):
-            yield from ((epoch, step) for step in range(first, self.steps.per_epoch))
-            first = 0
+    def steps_on(self, workers: int) -> Steps:
+        """How so many workers cut a whole epoch; the same for all but with `elastic.scale_lr_with_batch`."""
+        return Steps(self.plan.num_rows, self.config.batch_on(workers), self.config.data.block_rows)
 
-    def read(self, epoch: int, first: int, last: int) -> Iterator[Block]:
-        """Blocks of JPEG bytes of steps ``first`` to ``last`` - 1 of an epoch, each window read once."""
-        begin, end = self.steps.start(first), self.steps.start(last)
-        ends = [(step, row) for step in range(first, last) for row in self.steps.block_ends(step)]
+    def spans_from(self, start: Position, world_size: int) -> Iterator[Span]:
+        """What is left of the run on so many workers, one span an epoch.
+
+        Raises:
+            ValueError: the batch is the same for any worker count, and none of its steps begins at ``start``.
+        """
+        whole = self.steps_on(world_size)
+        steps = whole.recut(start.row) if self.config.elastic.scale_lr_with_batch else whole
+        first = steps.step_at(start.row)
+        for epoch in range(start.epoch, self.config.epochs):
+            yield Span(epoch, steps, first, steps.per_epoch)
+            steps, first = whole, 0
+
+    def after(self, start: Position, steps: int, world_size: int) -> Position | None:
+        """Where so many more steps end on so many workers; None when the run ends before."""
+        for span in self.spans_from(start, world_size):
+            if steps < span.last - span.first:
+                return Position(span.epoch, span.steps.start(span.first + steps))
+            steps -= span.last - span.first
+        return None
+
+    def read(self, span: Span) -> Iterator[Block]:
+        """Blocks of JPEG bytes of a span's steps, each window read once."""
+        epoch, steps = span.epoch, span.steps
+        begin, end = steps.start(span.first), steps.start(span.last)
+        ends = [(step, row) for step in range(span.first, span.last) for row in steps.block_ends(step)]
         # A window is read when its first row is needed, and only those of its row groups that are needed.
         left = end - begin
         rows: list[dict[str, Any]] = []
@@ -110,7 +140,7 @@ class Stream:
         start = begin
         for (step, stop), pairs in zip(ends, cut(pieces(), begin, (row for _, row in ends)), strict=True):
             block, rows[: len(pairs)] = rows[: len(pairs)], []
-            offset = start - self.steps.start(step)
+            offset = start - steps.start(step)
             yield Block(
                 epoch,
                 step,
@@ -130,52 +160,51 @@ class Stream:
 
         def blocks() -> Iterator[Block]:
             number = itertools.count()
-            for epoch, steps in itertools.groupby(self.steps_from(start), key=lambda at: at[0]):
-                first = next(steps)[1]
-                for block in self.read(epoch, first, self.steps.per_epoch):
+            for span in self.spans_from(start, world_size):
+                for block in self.read(span):
                     if next(number) % world_size == rank:
                         yield self.crop(block)
 
-        return _ahead(self._batches(start, blocks(), rank, world_size))
+        return iter_ahead(self._batches(start, blocks(), rank, world_size))
 
     def on_ray(self, start: Position, world_size: int) -> Iterator[list[ray.data.DataIterator]]:
         """For each leg of the run, one Ray Data iterator a worker; take a leg when the one before is used up."""
         dealt = 0
-        for leg in _chunks(self._spans(start), SPANS_PER_LEG):
+        for leg in _chunks(self._short_spans(start, world_size), SPANS_PER_LEG):
             iterators = ray_iterators(self, leg, world_size)
             # Ray deals every leg from its first iterator on; the worker whose turn it is takes that one.
             yield [iterators[(rank - dealt) % world_size] for rank in range(world_size)]
-            dealt += sum(len(self.steps.block_ends(step)) for _, first, last in leg for step in range(first, last))
+            dealt += sum(len(span.steps.block_ends(step)) for span in leg for step in range(span.first, span.last))
 
-    def batches_of(
-        self, start: Position, legs: Iterable[ray.data.DataIterator], rank: int, world_size: int
-    ) -> Generator[Batch]:
-        """One worker's batches from its iterators of :meth:`on_ray`."""
+    def batches_of(self, start: Position, legs: Iterable[Iterable[Any]], rank: int, world_size: int) -> Generator[Batch]:
+        """One worker's batches from the :func:`tables` of its iterators of :meth:`on_ray`."""
 
         def blocks() -> Iterator[Block]:
             for leg in legs:
-                for table in _tables(leg):
+                for table in leg:
                     for cell in table.column("block"):
                         yield pickle.loads(cell.as_buffer())
 
         return self._batches(start, blocks(), rank, world_size)
 
-    def _spans(self, start: Position) -> Iterator[tuple[int, int, int]]:
-        """Consecutive steps of an epoch, about `WINDOWS_PER_SPAN` windows of rows: (epoch, first, last + 1)."""
+    def _short_spans(self, start: Position, world_size: int) -> Iterator[Span]:
+        """:meth:`spans_from` in pieces of about `WINDOWS_PER_SPAN` windows of rows."""
         window_rows = self.config.data.window_groups * self.shards.manifest.group_rows
-        size = -(-WINDOWS_PER_SPAN * window_rows // self.config.global_batch_size)
-        for epoch, steps in itertools.groupby(self.steps_from(start), key=lambda at: at[0]):
-            first = next(steps)[1]
-            for begin in range(first, self.steps.per_epoch, size):
-                yield epoch, begin, min(begin + size, self.steps.per_epoch)
+        for span in self.spans_from(start, world_size):
+            size = -(-WINDOWS_PER_SPAN * window_rows // span.steps.global_batch_size)
+            for first in range(span.first, span.last, size):
+                yield replace(span, first=first, last=min(first + size, span.last))
 
     def _batches(self, start: Position, blocks: Iterator[Block], rank: int, world_size: int) -> Generator[Batch]:
         dealt = 0  # blocks dealt to all workers
-        for epoch, step in self.steps_from(start):
-            first, last = self.steps.start(step), self.steps.start(step + 1)
-            cuts = [0, *(end - first for end in self.steps.block_ends(step))]
-            expected = [range(a, b) for i, (a, b) in enumerate(itertools.pairwise(cuts)) if (dealt + i) % world_size == rank]
-            dealt += len(cuts) - 1
+        spans = self.spans_from(start, world_size)
+        for span, step in ((each, step) for each in spans for step in range(each.first, each.last)):
+            epoch, first, last = span.epoch, span.steps.start(step), span.steps.start(step + 1)
+            cuts = [0, *(end - first for end in span.steps.block_ends(step))]
+            parts = [range(a, b) for a, b in itertools.pairwise(cuts)]
+            shares = [parts[(worker - dealt) % world_size :: world_size] for worker in range(world_size)]
+            expected = shares[rank]
+            dealt += len(parts)
             mine = list(itertools.islice(blocks, len(expected)))
             got = [(block.epoch, block.step, block.positions) for block in mine]
             if got != [(epoch, step, positions) for positions in expected]:
@@ -185,6 +214,7 @@ class Stream:
                 epoch,
                 step,
                 global_rows=last - first,
+                largest_share=max(sum(map(len, share)) for share in shares),
                 next=Position(epoch + 1, 0) if done else Position(epoch, last),
                 positions=np.concatenate([np.arange(p.start, p.stop) for p in expected] or [np.empty(0, dtype=np.int64)]),
                 ids=[identifier for block in mine for identifier in block.ids],
@@ -201,19 +231,19 @@ class Stream:
         return [np.concatenate(groups, axis=1) for groups in zip(*(block.crops for block in blocks), strict=True)]
 
 
-def ray_iterators(stream: Stream, spans: list[tuple[int, int, int]], world_size: int) -> list[ray.data.DataIterator]:
+def ray_iterators(stream: Stream, spans: list[Span], world_size: int) -> list[ray.data.DataIterator]:
     """Read and crop ``spans`` on the cluster, dealt to ``world_size`` workers block by block."""
     import ray.data
 
     def read(batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
-        for epoch, first, last in batch["span"]:
-            for block in stream.read(int(epoch), int(first), int(last)):
+        for span in batch["span"]:
+            for block in stream.read(pickle.loads(span)):
                 yield {"block": [pickle.dumps(block, protocol=5)]}
 
     def crop(batch: dict[str, Any]) -> dict[str, list[bytes]]:
         return {"block": [pickle.dumps(stream.crop(pickle.loads(cell)), protocol=5) for cell in batch["block"]]}
 
-    dataset = ray.data.from_items([{"span": list(span)} for span in spans], override_num_blocks=len(spans))
+    dataset = ray.data.from_items([{"span": pickle.dumps(span)} for span in spans], override_num_blocks=len(spans))
     # One of our blocks is one row and one block of Ray's: each is dealt whole, and Ray's splitter, which gives the next
     # block to the worker with the fewest rows, deals strictly in turn.
     dataset.context.target_max_block_size = 1
@@ -224,7 +254,8 @@ def ray_iterators(stream: Stream, spans: list[tuple[int, int, int]], world_size:
     return list(cropped.streaming_split(world_size, equal=False))
 
 
-def _tables(leg: ray.data.DataIterator) -> Iterator[Any]:
+def tables(leg: ray.data.DataIterator) -> Iterator[Any]:
+    """What one worker's iterator of :meth:`Stream.on_ray` brings."""
     yield from leg.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)  # type: ignore[arg-type]
 
 
@@ -233,36 +264,50 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _ahead(items: Iterator[Any], depth: int = 2) -> Generator[Any]:
-    """``items`` made in a thread, at most ``depth`` ahead of their use."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
+class Ahead:
+    """An iterable's items made in a thread, at most ``depth`` ahead of their use; the thread starts now."""
 
-    def put(entry: tuple[str, Any]) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(entry, timeout=0.2)
-            except queue.Full:
-                continue
+    def __init__(self, items: Iterable[Any], depth: int = 2) -> None:
+        self._items = items
+        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        threading.Thread(target=self._work, name="swav-ray-data", daemon=True).start()
 
-    def work() -> None:
-        try:
-            for item in items:
-                put(("item", item))
-                if closed.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:  # handed to the consumer, who raises it
-            put(("error", error))
+    def close(self) -> None:
+        """Nothing more is wanted; the thread ends after the item it is making."""
+        self._closed.set()
 
-    threading.Thread(target=work, name="swav-ray-data", daemon=True).start()
-    try:
+    def __iter__(self) -> Iterator[Any]:
         while True:
-            kind, value = ready.get()
+            kind, value = self._ready.get()
             if kind == "end":
                 return
             if kind == "error":
                 raise value
             yield value
+
+    def _put(self, entry: tuple[str, Any]) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._ready.put(entry, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def _work(self) -> None:
+        try:
+            for item in self._items:
+                self._put(("item", item))
+                if self._closed.is_set():
+                    return
+            self._put(("end", None))
+        except BaseException as error:  # handed to the consumer, who raises it
+            self._put(("error", error))
+
+
+def iter_ahead(items: Iterable[Any]) -> Generator[Any]:
+    """``items`` made in a thread that ends with the generator."""
+    ahead = Ahead(items)
+    try:
+        yield from ahead
     finally:
-        closed.set()
+        ahead.close()

@@ -1,10 +1,8 @@
 """The training loop: the page to read first.
 
-Every step: put the prototypes on the sphere, embed all crops (one backbone call a resolution), assign codes to the
-full-resolution crops over the rows of all workers and the queue, ask every other crop to predict them, step the optimiser.
-All state is free of the number of workers: position is a row of the epoch, the queue one global list.
-
-Shapes: V crops, A assigned crops, B rows of this worker, K prototypes, D feature dimensions.
+Every step: the gradients of the loss over the global batch (`step.py`: embed, assign codes, predict them), the embeddings
+into the queue, the optimiser. All state is free of the number of workers: position is a row of the epoch, schedules follow
+it, the queue is one global list.
 """
 
 from __future__ import annotations
@@ -24,11 +22,9 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.errors import UserError
-from swav_ray.evaluate.features import normalise
 from swav_ray.swav.batch_norm import sync_batch_norm
 from swav_ray.swav.collapse import CollapseWatch, judge
 from swav_ray.swav.feature_queue import FeatureQueue, cut_queue, gather_queue, usable_queue_length
-from swav_ray.swav.loss import assign_codes, swapped_prediction
 from swav_ray.swav.optim import warmup_cosine
 from swav_ray.train.build import build_model, build_optimizer, init_prototypes
 from swav_ray.train.checkpoint import Checkpoints
@@ -37,6 +33,7 @@ from swav_ray.train.metrics import MetricsLog
 from swav_ray.train.probe import probe_backbone
 from swav_ray.train.restore import restore
 from swav_ray.train.signals import SIGNALS, Request
+from swav_ray.train.step import loss_and_gradients
 from swav_ray.train.world import World
 
 LOG_EVERY = 10  # steps between reads of values from the device
@@ -67,7 +64,7 @@ class Training:
         self.config, self.run, self.world, self.faults = config, run, world, faults or Faults()
         self.report = report or (lambda row: None)
         self.stream = Stream(config)
-        self.steps_per_epoch = self.stream.steps.per_epoch
+        self.steps = self.stream.steps_on(world.size)
         self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
         torch.manual_seed(config.seed)  # the same weights on every worker, on the CPU whatever the device
         self.model = build_model(config)
@@ -98,7 +95,8 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
+        """Of the run, when all that are left are made on as many workers as now."""
+        return self.step + round(self.config.epochs * self.steps.per_epoch - self.schedule_step)
 
     @property
     def settled_epoch(self) -> float:
@@ -153,39 +151,19 @@ class Training:
         c, world = self.config, self.world
         lr = self._set_learning_rate()
         self._open_queue(batch.epoch)
-        rows = len(batch.positions)
-
-        self.model.normalize_prototypes()
-        embeddings, scores = self._forward(self._crops(batch))
-        embeddings_VBD = embeddings.view(c.num_crops, rows, -1)
-        scores_VBK = scores.view(c.num_crops, rows, -1)
-        assigned = list(c.crops_for_assign)
-        codes_ABK = assign_codes(
-            scores_VBK[assigned],
-            self.model.prototypes.weight,
-            epsilon=c.epsilon,
-            num_iterations=c.sinkhorn_iterations,
-            queue=self.queue,
-            group=world.group,
-        )
+        seen = loss_and_gradients(c, self.model, self._forward, batch, world, self.queue)
         if self.queue is not None:
-            self.queue.push(
-                embeddings_VBD[assigned], positions=torch.from_numpy(batch.positions), global_rows=batch.global_rows
-            )
-        loss = swapped_prediction(scores_VBK, codes_ABK, crops_for_assign=assigned, temperature=c.temperature)
-        # Workers hold unequal shares of the rows and DDP averages over workers: weigh by share to get the global mean.
-        share = rows / batch.global_rows
-        (loss * (share * world.size)).backward()
-        if self.step < c.freeze_prototypes_epochs * self.steps_per_epoch:
+            self.queue.push(seen.embeddings_ABD, positions=torch.from_numpy(batch.positions), global_rows=batch.global_rows)
+        if self.schedule_step < c.freeze_prototypes_epochs * self.steps.per_epoch:
             self.model.prototypes.weight.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-        self.watch.update(embeddings_VBD[assigned], scores_VBK[assigned], c.temperature)
+        self.watch.update(seen.embeddings_ABD, seen.scores_ABK, c.temperature)
         self.step += 1
         self.position = batch.next
         self._bad_in_epoch += len(batch.bad)
-        self._pending_losses.append(loss.detach() * share)
+        self._pending_losses.append(seen.loss)
         row: dict[str, Any] = {"step": self.step, "epoch": batch.epoch, "rows": batch.global_rows}
         row |= {"lr": lr, "workers": world.size}
         if c.data.log_ids:
@@ -194,19 +172,21 @@ class Training:
                 row["ids"] = [identifier for _, identifier in sorted(pair for part in shares for pair in part)]
         self._pending.append(row)
 
-    def _crops(self, batch: Batch) -> list[Tensor]:
-        """V normalised tensors ``(B, 3, S, S)``."""
-        augment, crops = self.config.augment, []
-        for group in batch.crops:  # (C, B, S, S, 3)
-            pixels = normalise(group.reshape(-1, *group.shape[2:]), augment.mean, augment.std, self.world.device).to(self.dtype)
-            crops += list(pixels.chunk(len(group))) if group.shape[1] else [pixels] * len(group)
-        return crops
+    @property
+    def schedule_step(self) -> int:
+        """How far the run is, in steps of the present batch: what learning rate and freeze go by.
+
+        A function of the position alone. It is :attr:`step` unless the batch follows the workers
+        (`elastic.scale_lr_with_batch`); then it is the epochs behind times the steps of an epoch, rounded up to a step.
+        """
+        per_epoch, row = self.steps.per_epoch, self.position.row
+        return self.position.epoch * per_epoch + min(self.steps.behind(row), per_epoch - 1)
 
     def _set_learning_rate(self) -> float:
         c = self.config
-        lr = warmup_cosine(
-            self.step,
-            steps_per_epoch=self.steps_per_epoch,
+        lr = c.share_of(self.world.size) * warmup_cosine(
+            self.schedule_step,
+            steps_per_epoch=self.steps.per_epoch,
             epochs=c.epochs,
             warmup_epochs=c.warmup_epochs,
             start_warmup=c.start_warmup,
@@ -233,7 +213,7 @@ class Training:
         for row, loss in zip(rows, losses, strict=True):
             row["loss"] = loss
         signs = self.watch.read(losses[-1], self.world.group)
-        epoch_now = self.step / self.steps_per_epoch
+        epoch_now = self.schedule_step / self.steps.per_epoch
         verdict = judge(signs, epoch=epoch_now, settled_epoch=self.settled_epoch)
         now = time.monotonic()
         rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"}

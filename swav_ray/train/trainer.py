@@ -11,16 +11,16 @@ import logging
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 from swav_ray.config import Config
 from swav_ray.data.shards import Shards
 from swav_ray.data.sources import prepare_digits
 from swav_ray.data.storage import Storage, absolute_uri
-from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.errors import Stopped, UserError
 from swav_ray.train import faults
+from swav_ray.train.feed import batches
 from swav_ray.train.progress import ProgressReader, post
 from swav_ray.train.signals import SIGNALS, Request
 
@@ -93,8 +93,8 @@ def _difference(there: Config, here: Config) -> str:
         return out
 
     a, b = flat(there.model_dump(mode="json")), flat(here.model_dump(mode="json"))
-    ignored = ("name", "storage", "elastic.", "checkpoint.")
-    parts = [f"{key} {a[key]} there, {b[key]} here" for key in a if a[key] != b[key] and not key.startswith(ignored)]
+    counts = flat(there.computed()) | flat(here.computed())
+    parts = [f"{key} {a[key]} there, {b[key]} here" for key in a if key in counts and a[key] != b[key]]
     return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 
@@ -261,22 +261,3 @@ def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) ->
     if asked:
         return {"state": "stopped", "step": training.step}, asked
     return {"state": "done", "figures": figures}, asked
-
-
-def batches(stream: Stream, start: Position, world: Any, crop_in: str) -> Generator[Batch]:
-    """This worker's batches from ``start`` on, made where the configuration says."""
-    if crop_in == "worker":
-        return stream.local(start, world.rank, world.size)
-
-    def legs() -> Generator[Any]:
-        import ray.cloudpickle
-
-        source = stream.on_ray(start, world.size) if world.rank == 0 else None
-        while True:
-            leg = next(source, None) if source is not None else None
-            iterators = ray.cloudpickle.loads(world.broadcast(ray.cloudpickle.dumps(leg)))
-            if iterators is None:
-                return
-            yield iterators[world.rank]
-
-    return stream.batches_of(start, legs(), world.rank, world.size)

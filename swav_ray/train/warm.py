@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from swav_ray.config import Config
-from swav_ray.data.stream import Stream
+from swav_ray.data.stream import Position, Stream
 from swav_ray.evaluate.features import normalise
 from swav_ray.swav.batch_norm import sync_batch_norm
 from swav_ray.train.build import build_model, build_optimizer
@@ -13,6 +13,7 @@ from swav_ray.train.build import build_model, build_optimizer
 
 def rehearse(config: Config) -> None:
     """Read a few rows, crop them, and make one step on them with a model that is thrown away."""
+    import ray.data  # noqa: F401
     import tensorboard.compat
     import torch.nn.parallel
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
@@ -21,7 +22,8 @@ def rehearse(config: Config) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.precision)
     stream = Stream(config)
-    block = next(stream.read(0, 0, 1))
+    span = next(stream.spans_from(Position(), 1))
+    block = next(stream.read(dataclasses.replace(span, last=1)))
     block = stream.crop(dataclasses.replace(block, ids=block.ids[:2], jpegs=block.jpegs[:2], positions=range(2)))
     model = build_model(config).to(device, dtype).to(memory_format=torch.channels_last)
     sync_batch_norm(model, None)

@@ -53,6 +53,51 @@ def test_blocks_partition_each_step(steps: Steps) -> None:
         assert 1 <= sizes.min() <= sizes.max() <= min(sizes.min() + 1, steps.block_rows)
 
 
+@PROPERTY
+@given(steps(), st.data())
+def test_from_any_row_the_rest_of_an_epoch_is_cut_into_equal_steps(steps: Steps, data: st.DataObject) -> None:
+    row = data.draw(st.integers(0, steps.num_rows - 1))
+    rest = steps.recut(row)
+    first = rest.step_at(row)
+    starts = [rest.start(step) for step in range(first, rest.per_epoch + 1)]
+    sizes = np.diff(starts)
+    assert (starts[0], starts[-1]) == (row, steps.num_rows)
+    assert 1 <= sizes.min() <= sizes.max() <= min(sizes.min() + 1, steps.global_batch_size)
+    assert (len(sizes) - 1) * steps.global_batch_size < steps.num_rows - row, "as few as the batch size allows"
+    for step in range(first, rest.per_epoch):
+        assert rest.step_at(rest.start(step)) == step
+        blocks = np.diff([rest.start(step), *rest.block_ends(step)])
+        assert blocks.sum() == rest.start(step + 1) - rest.start(step)
+        assert 1 <= blocks.min() <= blocks.max() <= min(blocks.min() + 1, steps.block_rows)
+    if rest is not steps:
+        for done in range(row):
+            with pytest.raises(ValueError, match=f"no step begins at row {done} of"):
+                rest.step_at(done)
+
+
+@PROPERTY
+@given(steps(), st.data())
+def test_where_a_step_begins_nothing_is_cut_anew(steps: Steps, data: st.DataObject) -> None:
+    """So a run that goes on with the batch it had keeps its steps, to the row."""
+    row = data.draw(st.integers(0, steps.num_rows - 1))
+    starts = [steps.start(step) for step in range(steps.per_epoch)]
+    assert (steps.recut(row) == steps) == (row in starts)
+
+
+@pytest.mark.parametrize("row", [-1, 10, 11])
+def test_only_a_row_of_the_epoch_can_begin_a_step(row: int) -> None:
+    with pytest.raises(ValueError, match=f"row {row} is not within an epoch of 10"):
+        Steps(10, 4, 2).recut(row)
+
+
+@PROPERTY
+@given(steps(), st.data())
+def test_steps_behind_a_row_grow_with_it_and_count_the_steps_begun(steps: Steps, data: st.DataObject) -> None:
+    row = data.draw(st.integers(0, steps.num_rows))
+    assert steps.behind(row) == sum(steps.start(step) < row for step in range(steps.per_epoch))
+    assert steps.behind(row) - 1 <= row * steps.per_epoch / steps.num_rows <= steps.behind(row)
+
+
 def test_steps_of_the_far_end_of_a_long_epoch_are_exact() -> None:
     steps = Steps(10**12 + 7, 4096, 16)
     last = steps.per_epoch - 1

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from swav_ray.data import stream as stream_module
 from swav_ray.data.shards import Shards
-from swav_ray.data.stream import Batch, Block, Position, Stream
+from swav_ray.data.stream import Batch, Block, Position, Span, Stream
 from tests.data.small import ROWS, small_config, write_small_shards
 
 
@@ -42,7 +42,8 @@ class WithoutCrops(Stream):
 
 def join(batches: list[Batch]) -> tuple[list[str], list[np.ndarray]]:
     """The global batch of a step from its workers' parts: ids and crops in the order of the plan."""
-    assert len({(b.epoch, b.step, b.global_rows, b.next) for b in batches}) == 1
+    assert len({(b.epoch, b.step, b.global_rows, b.largest_share, b.next) for b in batches}) == 1
+    assert batches[0].largest_share == max(len(batch.ids) for batch in batches)
     positions = np.concatenate([batch.positions for batch in batches])
     order = np.argsort(positions)
     assert positions[order].tolist() == list(range(batches[0].global_rows))
@@ -133,6 +134,39 @@ def test_any_stops_and_worker_counts_see_every_row_once(
     assert [seen[epoch] for epoch in range(2)] == [plan_ids(stream, epoch) for epoch in range(2)]
 
 
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(legs=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 7)), max_size=6), batch=st.integers(30, 90))
+def test_any_stops_with_a_batch_that_follows_the_workers_see_every_row_once(
+    uri: str, legs: list[tuple[int, int]], batch: int
+) -> None:
+    """Each change of the worker count changes the batch, and the rest of the epoch is cut anew."""
+    elastic = {"max": 4, "scale_lr_with_batch": True}
+    stream = WithoutCrops(small_config(uri, global_batch_size=batch, elastic=elastic))
+    position, seen = Position(), {0: [], 1: []}
+    for world_size, steps in [*legs, (2, 1000)]:
+        workers = [stream.local(position, rank, world_size) for rank in range(world_size)]
+        for parts in itertools.islice(zip(*workers, strict=True), steps):
+            rows = parts[0].global_rows
+            left = ROWS - len(seen[parts[0].epoch])
+            assert rows <= round(batch * world_size / 4) and (rows >= round(batch * world_size / 4) // 2 or rows == left)
+            seen[parts[0].epoch] += join(list(parts))[0]
+            position = parts[0].next
+        for worker in workers:
+            worker.close()
+    assert position == Position(2, 0)
+    assert [seen[epoch] for epoch in range(2)] == [plan_ids(stream, epoch) for epoch in range(2)]
+
+
+def test_a_stop_changes_nothing_where_the_workers_stay(uri: str) -> None:
+    """A batch that follows the workers, from every step of a run of three on."""
+    stream = WithoutCrops(small_config(uri, elastic={"max": 4, "scale_lr_with_batch": True}))
+    whole = list(stream.local(Position(), 0, 3))
+    assert len(whole) == 2 * 12  # 331 rows in steps of at most 30
+    for index in range(len(whole) - 1):
+        rest = list(stream.local(whole[index].next, 0, 3))
+        assert [(b.epoch, b.ids, b.next) for b in rest] == [(b.epoch, b.ids, b.next) for b in whole[index + 1 :]]
+
+
 def test_a_position_within_a_step_is_refused(uri: str) -> None:
     with pytest.raises(ValueError, match="no step begins at row 5"):
         list(Stream(small_config(uri)).local(Position(0, 5)))
@@ -142,7 +176,7 @@ def test_a_window_is_read_when_its_first_row_is_due(uri: str, monkeypatch: pytes
     stream = Stream(small_config(uri))
     read, real = [], stream.shards.read_rows
     monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
-    blocks = stream.read(0, 0, 9)
+    blocks = stream.read(Span(0, stream.steps, 0, 9))
     for block in blocks:
         assert sum(read[:-1]) <= stream.steps.start(block.step) + block.positions.stop <= sum(read)
     assert read == [len(window.pairs) for window in stream.plan.windows(0)]
@@ -153,7 +187,7 @@ def test_a_span_reads_its_own_rows_only(uri: str, monkeypatch: pytest.MonkeyPatc
     stream = Stream(small_config(uri))
     read, real = [], stream.shards.read_rows
     monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
-    ids = [identifier for block in stream.read(1, 2, 5) for identifier in block.ids]
+    ids = [identifier for block in stream.read(Span(1, stream.steps, 2, 5)) for identifier in block.ids]
     assert ids == plan_ids(stream, 1)[stream.steps.start(2) : stream.steps.start(5)]
     assert sum(read) == len(ids)
 
@@ -171,9 +205,24 @@ class FakeIterator:
         yield from (pa.table({"block": [pickle.dumps(block)]}) for block in self.blocks)
 
 
-def deal(stream: Stream, spans: list[tuple[int, int, int]], world_size: int) -> list[FakeIterator]:
-    blocks = [stream.crop(block) for epoch, first, last in spans for block in stream.read(epoch, first, last)]
+def deal(stream: Stream, spans: list[Span], world_size: int) -> list[FakeIterator]:
+    blocks = [stream.crop(block) for span in spans for block in stream.read(span)]
     return [FakeIterator(blocks[rank::world_size]) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_legs_and_spans_of_an_epoch_that_was_cut_anew(uri: str, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "WINDOWS_PER_SPAN", 1)
+    monkeypatch.setattr(stream_module, "SPANS_PER_LEG", 3)
+    monkeypatch.setattr(stream_module, "ray_iterators", deal)
+    stream = Stream(small_config(uri, elastic={"max": 4, "scale_lr_with_batch": True}))
+    start = next(stream.local(Position(), 0, 4)).next  # after one step of four workers
+    legs = list(stream.on_ray(start, world_size))
+    for rank in range(world_size):
+        got = list(stream.batches_of(start, [tables(leg[rank]) for leg in legs], rank, world_size))
+        here = list(stream.local(start, rank, world_size))
+        assert [(b.global_rows, b.ids) for b in got] == [(b.global_rows, b.ids) for b in here]
+        assert sum(b.global_rows for b in got) == 2 * ROWS - start.row
 
 
 @pytest.mark.parametrize("spans_per_leg", [1, 3, 100])
@@ -187,7 +236,7 @@ def test_legs_and_spans_change_nothing(uri: str, world_size: int, spans_per_leg:
     start = Position(0, stream.steps.start(2))
     legs = list(stream.on_ray(start, world_size))
     assert len(legs) == -(-5 // spans_per_leg)  # 4-step spans: the 7 steps left are 2 spans, the next epoch's 9 are 3
-    got = [list(stream.batches_of(start, [leg[rank] for leg in legs], rank, world_size)) for rank in range(world_size)]
+    got = [list(stream.batches_of(start, [tables(leg[rank]) for leg in legs], rank, world_size)) for rank in range(world_size)]
     assert_same_steps(got, list(stream.local(start)))
     for rank in range(world_size):
         here = list(stream.local(start, rank, world_size))
@@ -211,10 +260,10 @@ def swapped(blocks: list[Block]) -> list[Block]:
 )
 def test_a_block_out_of_step_is_refused(uri: str, damage: Callable[[list[Block]], list[Block]]) -> None:
     stream = WithoutCrops(small_config(uri, epochs=1))
-    blocks = [stream.crop(block) for block in stream.read(0, 0, 9)]
-    assert len(list(stream.batches_of(Position(), [FakeIterator(blocks)], 0, 1))) == 9
+    blocks = [stream.crop(block) for block in stream.read(Span(0, stream.steps, 0, 9))]
+    assert len(list(stream.batches_of(Position(), [tables(FakeIterator(blocks))], 0, 1))) == 9
     with pytest.raises(RuntimeError, match="the data stream is out of step: expected"):
-        list(stream.batches_of(Position(), [FakeIterator(damage(blocks))], 0, 1))
+        list(stream.batches_of(Position(), [tables(FakeIterator(damage(blocks)))], 0, 1))
 
 
 # The reading thread.

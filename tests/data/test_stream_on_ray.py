@@ -11,7 +11,7 @@ import pytest
 
 from swav_ray.data import stream as stream_module
 from swav_ray.data.storage import Storage
-from swav_ray.data.stream import Batch, Position, Stream
+from swav_ray.data.stream import Batch, Position, Stream, tables
 from tests.data.small import small_config, write_small_shards
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
@@ -38,7 +38,7 @@ def on_ray(stream: Stream, start: Position, world_size: int) -> list[list[Batch]
 
     def worker(rank: int) -> list[Batch]:
         batches = []
-        for batch in stream.batches_of(start, (leg[rank] for leg in legs), rank, world_size):
+        for batch in stream.batches_of(start, (tables(leg[rank]) for leg in legs), rank, world_size):
             batches.append(batch)
             step_done.wait(timeout=120)
         return batches
@@ -69,6 +69,13 @@ def test_three_workers_over_several_legs_and_epochs(folder: Path) -> None:
     for rank, got in enumerate(on_ray(stream, start, 3)):
         assert len(got) == 16
         assert_same(got, list(stream.local(start, rank, 3)))
+
+
+def test_two_workers_go_on_with_another_batch_where_three_stopped(folder: Path) -> None:
+    stream = Stream(small_config(str(folder), elastic={"max": 3, "scale_lr_with_batch": True}))
+    start = next(stream.local(Position(), 0, 3)).next
+    for rank, got in enumerate(on_ray(stream, start, 2)):
+        assert_same(got, list(stream.local(start, rank, 2)))
 
 
 def test_two_workers_from_s3(folder: Path, s3: str) -> None:

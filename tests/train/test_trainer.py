@@ -41,6 +41,18 @@ def test_a_run_name_is_taken_by_its_configuration(shards, tmp_path):
         open_run(small_config(shards, str(tmp_path), "mine", num_prototypes=21))
 
 
+def test_a_run_whose_batch_follows_the_workers_names_the_size_it_is_a_share_of(shards, tmp_path):
+    def start(**settings):
+        open_run(small_config(shards, str(tmp_path), "mine", **{f"elastic.{key}": value for key, value in settings.items()}))
+
+    start(max=3, scale_lr_with_batch=True)
+    start(max=3, min=2, scale_lr_with_batch=True, max_rows_per_device=20)
+    with pytest.raises(UserError, match=r"another configuration: elastic.max 3 there, 4 here; choose another --name"):
+        start(max=4, scale_lr_with_batch=True)
+    with pytest.raises(UserError, match=r"another configuration: elastic.scale_lr_with_batch True there, False here; choose"):
+        start(max=3)
+
+
 def test_demo_digits_resolve_to_shards_made_once(tmp_path):
     config = resolve(load_config("demo-digits", {"storage": str(tmp_path)}))
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
