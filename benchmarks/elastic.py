@@ -174,7 +174,7 @@ def goodput(arm: str, shards: str, crop_in: str, seconds: float, seed: int) -> d
         try:
             run.wait_for("first steps", lambda steps: len(steps) > 10)
             begin = time.time()
-            driver = ClusterDriver(cluster, schedule, worker_pids=lambda: workers_of(cluster))
+            driver = ClusterDriver(cluster, schedule, worker_pids=lambda: cluster.worker_pids("TrainWorker"))
             with driver:
                 while time.time() < begin + seconds and run.process.poll() is None:
                     time.sleep(0.2)
@@ -209,10 +209,6 @@ def traced(folder: str) -> Iterator[None]:
     for name, value in old.items():
         os.environ.pop(name)
         os.environ |= {name: value} if value is not None else {}
-
-
-def workers_of(cluster: LocalCluster) -> list[int]:
-    return sorted(cluster.worker_pids("WarmWorker") + cluster.worker_pids("RayTrainWorker"))
 
 
 def child(path: str) -> None:

@@ -79,7 +79,7 @@ class BeatingStatus(WorkerStatus):
     beat: Beat = dataclasses.field(default_factory=Beat)
 
 
-class WarmWorker(RayTrainWorker):
+class WarmTrainWorker(RayTrainWorker):
     """A worker process that serves in one group after another."""
 
     def warm_up(self, config: Config) -> Any:
@@ -137,7 +137,7 @@ class _WarmBackend(_TorchBackend):
         ray.get(list(join))
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Nothing: `WarmWorker.reset` leaves the process group, in each process that still answers."""
+        """Nothing: `WarmTrainWorker.reset` leaves the process group, in each process that still answers."""
 
 
 def _join(backend: str, host: str, port: int, rank: int, size: int) -> None:
@@ -216,7 +216,7 @@ class WarmPolicy(ElasticScalingPolicy):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         super().after_controller_start(train_run_context)
-        actor_class = ray.remote(runtime_env=self._worker_env, max_restarts=0)(WarmWorker)
+        actor_class = ray.remote(runtime_env=self._worker_env, max_restarts=0)(WarmTrainWorker)
         self.pool = WarmPool(actor_class, self.scaling_config._resources_per_worker_not_none, self._config)
         self.events = EventLog(self._run_uri)
         self.rules = ElasticPolicy(self._config, self.pool, self.events)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from swav_ray.data import stream as stream_module
 from swav_ray.data.shards import Shards
-from swav_ray.data.stream import Batch, Block, Position, Span, Stream
+from swav_ray.data.stream import Batch, Block, Position, Span, Stream, tables
 from tests.data.small import ROWS, small_config, write_small_shards
 
 
