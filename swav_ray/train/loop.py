@@ -179,8 +179,7 @@ class Training:
         A function of the position alone. It is :attr:`step` unless the batch follows the workers
         (`elastic.scale_lr_with_batch`); then it is the epochs behind times the steps of an epoch, rounded up to a step.
         """
-        per_epoch, row = self.steps.per_epoch, self.position.row
-        return self.position.epoch * per_epoch + min(self.steps.behind(row), per_epoch - 1)
+        return self.position.epoch * self.steps.per_epoch + self.steps.behind(self.position.row)
 
     def _set_learning_rate(self) -> float:
         c = self.config

@@ -6,8 +6,9 @@ crops over the rows of all workers and the queue, ask every other crop to predic
 A worker whose rows exceed `elastic.max_rows_per_device` goes over them twice. First every part is embedded without
 gradient, and one Sinkhorn over all rows makes the codes; then every part is embedded again and its loss against those
 codes is differentiated. Codes, loss and gradients are those of the undivided step, but for two things:
-- Live batch norm takes its statistics over one part of all workers, not over the whole batch (each running statistic is
-  then updated once a part).
+- Live batch norm takes its statistics over one part of all workers, not over the whole batch, and each running statistic
+  moves once a part. On the demo's digits, 8 epochs with a batch of 64 in 4 parts of 16: last epoch's loss 2.40 for 2.23,
+  probe 0.960 +- 0.007 for 0.964. The published runs took them over 512 of 4096 rows.
 - A backbone that draws random numbers (dropout) draws anew on the second way, and predicts codes made from other draws.
 
 Shapes: V crops, A assigned crops, C crops of one size S, B rows of this worker, P rows of one part, K prototypes,
