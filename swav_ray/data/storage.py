@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"retries": {"max_attempts": 12, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30},
     "use_listings_cache": False,
 }
+
+# Called with the operation and the path before each operation on files, and may raise: how tests and faults break storage.
+_fault: Callable[[str, str], None] | None = None
+
+
+def _before(operation: str, path: str) -> str:
+    if _fault is not None:
+        _fault(operation, path)
+    return path
 
 
 class Storage:
@@ -59,7 +69,7 @@ class Storage:
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        return bool(self.fs.exists(_before("exists", self.path(name))))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -67,11 +77,11 @@ class Storage:
         Raises:
             FileNotFoundError: it is not there.
         """
-        return bytes(self.fs.cat_file(self.path(name)))
+        return bytes(self.fs.cat_file(_before("read", self.path(name))))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all: a temporary name, synced and renamed; S3 objects appear whole by nature."""
-        path = self.path(name)
+        path = _before("write", self.path(name))
         if self.is_s3:
             self.fs.pipe_file(path, content)
             return
@@ -90,14 +100,14 @@ class Storage:
     def put(self, local: Path, name: str) -> None:
         """Copy a local file in, whole or not at all."""
         if self.is_s3:
-            self.fs.put_file(str(local), self.path(name))
+            self.fs.put_file(str(local), _before("write", self.path(name)))
         else:
             self.write(name, local.read_bytes())
 
     def list(self, name: str = "") -> list[str]:
         """Names directly below a folder, sorted; none if it is not there. Hidden names are not listed."""
         try:
-            entries = self.fs.ls(self.path(name), detail=False)
+            entries = self.fs.ls(_before("list", self.path(name)), detail=False)
         except FileNotFoundError:
             return []
         # Not among them: what a killed write left, and the empty object by which S3 consoles mark a folder.
@@ -106,9 +116,10 @@ class Storage:
 
     def delete(self, name: str) -> None:
         """Remove a file or folder; nothing happens if it is not there."""
+        path = _before("delete", self.path(name))
         if self.exists(name):
             # fsspec takes *, ? and [ of an S3 path for a pattern, and would delete whatever matches it.
-            self.fs.rm(glob.escape(self.path(name)) if self.is_s3 else self.path(name), recursive=True)
+            self.fs.rm(glob.escape(path) if self.is_s3 else path, recursive=True)
 
 
 def absolute_uri(uri: str) -> str:
