@@ -22,6 +22,7 @@ import torch
 
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
+from swav_ray.train import faults as faults_module
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import KINDS, Faults, claim_in_folder, from_environment
 from tests.gloo import run_ranks
@@ -148,8 +149,7 @@ def test_hang_blocks_the_training_thread_of_a_live_process(run: Storage) -> None
     faults = Faults().fail_at(1, 2, "hang")
     with life(faults, run) as struck:
         assert [struck.next(), struck.next()] == [0, 1]
-        until(lambda: "_strike" in struck.where())
-        assert struck.where()[0] == "wait"
+        until(lambda: "_strike" in (names := struck.where()) and names[0] == "wait")
         assert not struck.pipe.poll(0)
         assert struck.process.is_alive()
     assert_lives_on(faults, run)
@@ -258,6 +258,7 @@ def _saves_of_rank(rank: int, faults: str, run: str) -> list[Any]:
             outcomes.append("saved")
         except UserError as error:
             outcomes.append(os.strerror(errno.ENOSPC) in str(error))
+    assert faults_module._storage_faults == []  # what is over is asked no more
     return outcomes
 
 
@@ -287,8 +288,15 @@ def test_a_claim_on_s3_is_won_once(s3: str) -> None:
 def test_a_claim_on_s3_holds_against_one_that_asked_before_it(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Storage(s3) / "faults-of-another-run"
     assert claim_in_folder(run)("a")
-    monkeypatch.setattr(type(run.fs), "exists", lambda *_: False)  # what the slower of two saw
+    monkeypatch.setattr(run.fs, "exists", lambda _: False)  # what the slower of two saw
     assert not claim_in_folder(run)("a")
+
+
+def test_a_claim_on_a_store_without_conditional_writes_is_won_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Storage(s3) / "faults-of-a-third-run"
+    pipe_file = run.fs.pipe_file
+    monkeypatch.setattr(run.fs, "pipe_file", lambda path, content, mode: pipe_file(path, content))
+    assert [claim_in_folder(run)("a") for _ in range(2)] == [True, False]
 
 
 def test_no_faults_need_no_run() -> None:
