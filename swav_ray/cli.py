@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swav_ray import __version__
-from swav_ray.errors import UserError
+from swav_ray.errors import Stopped, StorageAwayError, UserError
 
 if TYPE_CHECKING:
     pass
@@ -25,12 +25,15 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2."""
+    """Entry point: a user's mistake, or a store that is away, is one line on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except UserError as error:
+    except (UserError, StorageAwayError) as error:
         print(f"swav-ray: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"swav-ray: {stopped}", file=sys.stderr)
+        sys.exit(130)
     except KeyboardInterrupt:
         print("swav-ray: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -122,7 +125,7 @@ def pretrain(
     print(f"run {named} in {_short(config.storage)}: {config.epochs} epochs on {count}")
     connect(cpus=config.elastic.max * config.elastic.cpus_per_worker + 2)
     with Screen(config) as screen:
-        figures = run(config, screen.show)
+        figures = run(config, screen.show, screen.tell)
     place = f"{config.storage}/{named}"
     if "probe/top1" in figures:
         top1, error = figures["probe/top1"], figures["probe/top1_stderr"]

@@ -69,17 +69,27 @@ class Data(Section):
 
 
 class Elastic(Section):
-    """How many workers; `--workers 4` or `--workers 1:8`."""
+    """How many workers, and when their number changes; `--workers 4` or `--workers 1:8`."""
 
     min: int = Field(1, ge=1)
     max: int = Field(1, ge=1)
+    sizes: tuple[int, ...] = Field((), description="allowed worker counts, as [1, 2, 4, 8]; empty: all from min to max")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has GPUs, else 0")
+    resources: dict[str, float] = Field({}, description="custom resources of a worker, as {slot: 1}")
+    accelerator_type: str | None = Field(None, description="as Ray names them: A100, H100, ...")
+    patience_seconds: float = Field(2.0, ge=0, description="a new place must last so long before a worker is started there")
+    cooldown_seconds: float = Field(30.0, ge=0, description="from one change of the group to the next growth")
+    checkpoint_wait_seconds: float = Field(120.0, gt=0, description="longest wait for a checkpoint before a planned change")
+    stuck_seconds: float = Field(300.0, gt=0, description="a rank that holds up a step for longer is ended")
+    silent_seconds: float = Field(60.0, gt=0, description="a worker process that answers nothing for so long is ended")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min > self.max:
             raise ValueError(f"elastic.min {self.min} is above elastic.max {self.max}; swap them")
+        if self.sizes and not any(self.min <= size <= self.max for size in self.sizes):
+            raise ValueError(f"elastic.sizes {list(self.sizes)} has none from elastic.min {self.min} to elastic.max {self.max}")
         return self
 
 
@@ -88,7 +98,8 @@ class Checkpoints(Section):
 
     every_seconds: float = Field(60.0, gt=0, description="and at every end of an epoch")
     every_steps: int = Field(0, ge=0, description="0: by time only")
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every: int = Field(0, ge=0, description="epochs; the one at the end of every so many is kept for ever; 0: none")
 
 
 class Probe(Section):

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises; the command line prints it as one line and exits with 2."""
+"""The errors that the command line prints as one line: a user's mistake, and a store that is away."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+class Stopped(Exception):  # noqa: N818  not an error
+    """The user or the cluster asked the run to stop, and it did, all saved; the message says how to go on."""
+
+
+class StorageAwayError(OSError):
+    """A store that did not answer for as long as we wait for one; the address, the count and the last error in one line.
+
+    Not a UserError: other workers may reach it, and a run is taken up again where its checkpoints are.
+    """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.outage import Proxy
+
 S3_BUCKET = "swav-ray-tests"
 
 
@@ -29,19 +31,28 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """``s3://`` address of a bucket on a real HTTP endpoint; every process started from now on sees it too."""
-    import s3fs
+def s3_proxy() -> Iterator[Proxy]:
+    """The door to the S3 of the tests: shut it with ``s3_proxy.outage(seconds)``."""
     from moto.server import ThreadedMotoServer
-
-    from swav_ray.data.storage import Storage
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # one line a request otherwise
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    proxy = Proxy(server.get_host_and_port())
+    yield proxy
+    proxy.cut()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(s3_proxy: Proxy) -> Iterator[str]:
+    """``s3://`` address of a bucket on a real HTTP endpoint; every process started from now on sees it too."""
+    import s3fs
+
+    from swav_ray.data.storage import Storage
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ENDPOINT_URL", s3_proxy.url)
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -54,7 +65,6 @@ def s3() -> Iterator[str]:
         bucket.fs.mkdir(S3_BUCKET)
         yield bucket.uri
         s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch.distributed"])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch.distributed", "swav_ray.train.checkpoint", "s3fs", "pytest"])
 
 
 class RankError(RuntimeError):
@@ -44,8 +44,8 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         processes, rank_of = [], {}
         try:
             for rank in range(world_size):
-                ours, theirs = _PROCESSES.Pipe(duplex=False)
-                process = _PROCESSES.Process(
+                ours, theirs = PROCESSES.Pipe(duplex=False)
+                process = PROCESSES.Process(
                     target=_run_rank, args=(rank, world_size, Path(folder) / "rendezvous", job, theirs, timeout), daemon=True
                 )
                 process.start()

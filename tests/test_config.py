@@ -341,7 +341,9 @@ def other_value(key: str, value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     if isinstance(value, list):
-        return (value[0] + 1, *value[1:])
+        return (value[0] + 1, *value[1:]) if value else (1,)
+    if isinstance(value, dict):
+        return {**value, "slot": 1.0}
     if value is None:
         return 1
     choices = known_keys()[key].annotation
@@ -419,7 +421,8 @@ def test_known_keys_are_all_leaves_of_the_schema() -> None:
     def leaves(values: dict[str, Any], prefix: str = "") -> set[str]:
         found: set[str] = set()
         for key, value in values.items():
-            found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+            section = isinstance(value, dict) and prefix + key not in KEYS
+            found |= leaves(value, f"{prefix}{key}.") if section else {prefix + key}
         return found
 
     assert set(KEYS) == leaves(Config(num_prototypes=100).model_dump(mode="json"))

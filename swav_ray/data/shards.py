@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from swav_ray.data.decode import BadImageError, ingest
+from swav_ray.data.patience import patiently
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 
@@ -208,7 +209,15 @@ class Shards:
         """The rows of one row group."""
         index = int(np.searchsorted(self._group_ends, group, side="right"))
         first = int(self._group_ends[index - 1]) if index else 0
-        return self._file(index).read_row_group(group - first, columns=list(columns))
+
+        def read() -> pa.Table:
+            try:
+                return self._file(index).read_row_group(group - first, columns=list(columns))
+            except OSError:
+                self._file.cache_clear()  # a stale handle of a network file system heals only by opening the file anew
+                raise
+
+        return patiently(read, f"{self.folder.uri}/{self.manifest.files[index]['name']}")
 
     def read_rows(self, pairs: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Rows ``(n, 2)`` of (group, row) in the order given, each group read once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,21 +27,13 @@ def folder_sources(uri: str) -> tuple[list[Source], list[str]]:
     root = Storage(uri)
     if not root.exists():
         raise UserError(f"{uri}: no such folder")
-    names = [name for name in sorted(_files_below(root)) if Path(name).suffix.lower() in IMAGE_ENDINGS]
+    names = [name for name in sorted(root.find()) if Path(name).suffix.lower() in IMAGE_ENDINGS]
     if not names:
         raise UserError(f"{uri}: holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
     classes = sorted({name.split("/")[0] for name in names if "/" in name})
     places = {name: place for place, name in enumerate(classes)}
     sources = [Source(n, places[n.split("/")[0]] if "/" in n else -1, functools.partial(root.read, n)) for n in names]
     return sources, classes
-
-
-def _files_below(root: Storage) -> list[str]:
-    if root.is_s3:
-        return [path[len(root.root) :].lstrip("/") for path in root.fs.find(root.root)]
-    # Data sets are often folders of links to their classes, which fsspec does not follow.
-    found = os.walk(root.root, followlinks=True)
-    return [str((Path(folder) / file).relative_to(root.root)) for folder, _, files in found for file in files]
 
 
 def digits_sources(split: str) -> tuple[list[Source], list[str]]:

@@ -1,4 +1,4 @@
-"""One way to files, local or on S3: where retries, atomic writes and clear errors live.
+"""One way to files, local or on S3: where atomic writes and clear errors live. Every call is patient with a store that is away.
 
 Credentials and the endpoint come from the environment or the cloud's own chain (`AWS_ENDPOINT_URL` for stores that are
 not Amazon's), never from a configuration.
@@ -6,33 +6,29 @@ not Amazon's), never from a configuration.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow.fs
 from fsspec import AbstractFileSystem
 
+from swav_ray.data.arrow import PatientHandler
+from swav_ray.data.patience import patiently
 from swav_ray.errors import UserError
 
-# Ray and pyarrow lose their retry strategy when pickled; botocore's own survives (RAY_FACTS 3).
+# Few tries within a request (they save a long upload from beginning anew for one part): longer trouble is for `patiently`.
 S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {"retries": {"max_attempts": 12, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30},
+    "config_kwargs": {"retries": {"max_attempts": 2, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30},
     "use_listings_cache": False,
 }
-
-# Called with the operation and the path before each operation on files, and may raise: how tests and faults break storage.
-_fault: Callable[[str, str], None] | None = None
-
-
-def _before(operation: str, path: str) -> str:
-    if _fault is not None:
-        _fault(operation, path)
-    return path
+PART_BYTES = 32 * 2**20  # of an upload in parts, from twice that size on; S3 shows nothing of it before the last is there
+_T = TypeVar("_T")
 
 
 class Storage:
@@ -55,12 +51,16 @@ class Storage:
     @property
     def fs(self) -> AbstractFileSystem:
         """The fsspec file system; fsspec keeps one instance a process and set of options."""
-        return fsspec.filesystem("s3", **S3_OPTIONS) if self.is_s3 else fsspec.filesystem("file")
+        if not self.is_s3:
+            return fsspec.filesystem("file")
+        fs = fsspec.filesystem("s3", **S3_OPTIONS)
+        fs.retries = 1  # s3fs's own tries again, on top of botocore's and ours
+        return fs
 
     @property
     def arrow(self) -> pyarrow.fs.FileSystem:
         """The same as a pyarrow file system, for Parquet and Ray."""
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs)) if self.is_s3 else pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(PatientHandler(self.fs)) if self.is_s3 else pyarrow.fs.LocalFileSystem()
 
     def __truediv__(self, name: str) -> Storage:
         return Storage(f"{self.uri}/{name}")
@@ -68,8 +68,20 @@ class Storage:
     def path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
+    def _patiently(self, name: str, call: Callable[[], _T], *, writes: bool = False) -> _T:
+        return patiently(call, f"{self.uri}/{name}" if name else self.uri, writes=writes)
+
     def exists(self, name: str = "") -> bool:
-        return bool(self.fs.exists(_before("exists", self.path(name))))
+        # Not fs.exists: it answers False when a bucket or a network file system does not answer.
+        try:
+            self._patiently(name, lambda: self.fs.info(self.path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except PermissionError:
+            if self.is_s3:
+                raise
+            return False
+        return True
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -77,37 +89,45 @@ class Storage:
         Raises:
             FileNotFoundError: it is not there.
         """
-        return bytes(self.fs.cat_file(_before("read", self.path(name))))
+        path = self.path(name)
+        return self._patiently(name, lambda: bytes(self.fs.cat_file(path)) if self.is_s3 else Path(path).read_bytes())
+
+    def stamp(self, name: str) -> str:
+        """What differs between two files that had this name one after the other; cheap beside reading it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        info = self._patiently(name, lambda: self.fs.info(self.path(name)))
+        return str(info.get("ETag") or (info["size"], info["mtime"], info["ino"]))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all: a temporary name, synced and renamed; S3 objects appear whole by nature."""
-        path = _before("write", self.path(name))
+        path = self.path(name)
         if self.is_s3:
-            self.fs.pipe_file(path, content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            self._patiently(name, lambda: self.fs.pipe_file(path, content, chunksize=PART_BYTES), writes=True)
+        else:
+            self._patiently(name, lambda: _write_local(Path(path), content), writes=True)
 
     def put(self, local: Path, name: str) -> None:
         """Copy a local file in, whole or not at all."""
         if self.is_s3:
-            self.fs.put_file(str(local), _before("write", self.path(name)))
+            self._patiently(name, lambda: self.fs.put_file(str(local), self.path(name)), writes=True)
         else:
             self.write(name, local.read_bytes())
+
+    def find(self) -> list[str]:
+        """Names of all files below, of any depth, unsorted; links are followed, for data sets are often folders of them."""
+        if self.is_s3:
+            paths = self._patiently("", lambda: self.fs.find(self.root))
+            return [path[len(self.root) :].lstrip("/") for path in paths]
+        found = os.walk(self.root, followlinks=True)  # which fsspec does not
+        return [str((Path(folder) / file).relative_to(self.root)) for folder, _, files in found for file in files]
 
     def list(self, name: str = "") -> list[str]:
         """Names directly below a folder, sorted; none if it is not there. Hidden names are not listed."""
         try:
-            entries = self.fs.ls(_before("list", self.path(name)), detail=False)
+            entries = self._patiently(name, lambda: self.fs.ls(self.path(name), detail=False))
         except FileNotFoundError:
             return []
         # Not among them: what a killed write left, and the empty object by which S3 consoles mark a folder.
@@ -115,11 +135,31 @@ class Storage:
         return sorted(name for name in names if not name.startswith("."))
 
     def delete(self, name: str) -> None:
-        """Remove a file or folder; nothing happens if it is not there."""
-        path = _before("delete", self.path(name))
-        if self.exists(name):
-            # fsspec takes *, ? and [ of an S3 path for a pattern, and would delete whatever matches it.
-            self.fs.rm(glob.escape(path) if self.is_s3 else path, recursive=True)
+        """Remove a file or a folder, in no certain order; nothing happens if it is not there."""
+        # fsspec takes *, ? and [ of an S3 path for a pattern, and would delete whatever matches it.
+        path = glob.escape(self.path(name)) if self.is_s3 else self.path(name)
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(name, lambda: self.fs.rm(path, recursive=True))
+
+
+def _write_local(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # After a power cut the new name must not be missing while one written later is there.
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def absolute_uri(uri: str) -> str:

@@ -11,7 +11,7 @@ import itertools
 import pickle
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ class Stream:
         done = make_crops(self.config, block.epoch, block.ids, block.jpegs)
         return Block(block.epoch, block.step, block.positions, block.ids, crops=done.crops, bad=done.bad)
 
-    def local(self, start: Position, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def local(self, start: Position, rank: int = 0, world_size: int = 1) -> Generator[Batch]:
         """This worker's batches to the end of the run, read and cropped in a thread of this process."""
 
         def blocks() -> Iterator[Block]:
@@ -147,7 +147,9 @@ class Stream:
             yield [iterators[(rank - dealt) % world_size] for rank in range(world_size)]
             dealt += sum(len(self.steps.block_ends(step)) for _, first, last in leg for step in range(first, last))
 
-    def batches_of(self, start: Position, legs: Iterable[ray.data.DataIterator], rank: int, world_size: int) -> Iterator[Batch]:
+    def batches_of(
+        self, start: Position, legs: Iterable[ray.data.DataIterator], rank: int, world_size: int
+    ) -> Generator[Batch]:
         """One worker's batches from its iterators of :meth:`on_ray`."""
 
         def blocks() -> Iterator[Block]:
@@ -167,7 +169,7 @@ class Stream:
             for begin in range(first, self.steps.per_epoch, size):
                 yield epoch, begin, min(begin + size, self.steps.per_epoch)
 
-    def _batches(self, start: Position, blocks: Iterator[Block], rank: int, world_size: int) -> Iterator[Batch]:
+    def _batches(self, start: Position, blocks: Iterator[Block], rank: int, world_size: int) -> Generator[Batch]:
         dealt = 0  # blocks dealt to all workers
         for epoch, step in self.steps_from(start):
             first, last = self.steps.start(step), self.steps.start(step + 1)
@@ -231,7 +233,7 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+def _ahead(items: Iterator[Any], depth: int = 2) -> Generator[Any]:
     """``items`` made in a thread, at most ``depth`` ahead of their use."""
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
     closed = threading.Event()

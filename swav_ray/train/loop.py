@@ -32,11 +32,15 @@ from swav_ray.swav.loss import assign_codes, swapped_prediction
 from swav_ray.swav.optim import warmup_cosine
 from swav_ray.train.build import build_model, build_optimizer, init_prototypes
 from swav_ray.train.checkpoint import Checkpoints
+from swav_ray.train.faults import Faults
 from swav_ray.train.metrics import MetricsLog
 from swav_ray.train.probe import probe_backbone
+from swav_ray.train.restore import restore
+from swav_ray.train.signals import SIGNALS, Request
 from swav_ray.train.world import World
 
 LOG_EVERY = 10  # steps between reads of values from the device
+WORD_EVERY = 5.0  # seconds between words of the writer of a checkpoint to those who wait: no collective hangs on a slow store
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -54,19 +58,22 @@ class Training:
         run: its folder.
         world: the workers of the moment.
         report: called on rank 0 with each logged step's figures, and with `probe/top1` at the ends of epochs.
+        faults: to strike on purpose (`faults.py`).
     """
 
-    def __init__(self, config: Config, run: Storage, world: World, report: Report | None = None) -> None:
-        self.config, self.run, self.world = config, run, world
+    def __init__(
+        self, config: Config, run: Storage, world: World, report: Report | None = None, faults: Faults | None = None
+    ) -> None:
+        self.config, self.run, self.world, self.faults = config, run, world, faults or Faults()
         self.report = report or (lambda row: None)
         self.stream = Stream(config)
         self.steps_per_epoch = self.stream.steps.per_epoch
-        self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last)
+        self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
         torch.manual_seed(config.seed)  # the same weights on every worker, on the CPU whatever the device
         self.model = build_model(config)
         self.position, self.step = Position(), 0
         self.queue: FeatureQueue | None = None
-        saved = self.checkpoints.latest()
+        saved = restore(self.checkpoints, world)
         if saved is None and config.prototype_init == "samples":
             init_prototypes(self.model, config, self.stream)
         self.dtype = getattr(torch, config.precision)
@@ -90,33 +97,57 @@ class Training:
         self._tick = time.monotonic()
 
     @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
     def settled_epoch(self) -> float:
         """Epoch from which the collapse watch may judge: warm-up, freeze and queue start are over."""
         c = self.config
         return max(c.warmup_epochs, c.freeze_prototypes_epochs, c.queue_start_epoch if c.queue_length else 0) + 1
 
-    def run_to_end(self, batches: Iterator[Batch]) -> dict[str, Any]:
-        """Train on ``batches`` (from :attr:`position` on) to the end of the run.
+    def run_to_end(self, batches: Iterator[Batch]) -> tuple[dict[str, Any], Request]:
+        """Train on ``batches`` (from :attr:`position` on) to the end of the run, or until asked to leave it.
 
         Returns:
-            The last figures, with the probe's.
+            The last figures, with the probe's; and the request (:mod:`~swav_ray.train.signals`) that ended the training
+            early, all saved, or NONE at the end of the run.
 
         Raises:
             UserError: too many unreadable images, a diverged loss, or no room for a checkpoint; on every worker at once.
         """
         last: dict[str, Any] = {}
+        asked = Request.NONE
+        SIGNALS.enter("data", self.step, self.total_steps)
         for batch in batches:
+            SIGNALS.enter("step")
+            self.faults.before_step(self.world.rank, self.step)
+            vote = self.world.vote(SIGNALS.request)  # travels beside the step's own collectives
             self._train_step(batch)
             epoch_over = batch.next.epoch > batch.epoch
             if self.step % LOG_EVERY == 0 or epoch_over:
                 last = self._flush() or last
             if epoch_over:
+                SIGNALS.enter("probe", self.step)
                 last |= self._end_of_epoch(batch.epoch + 1)
-            if epoch_over or self._checkpoint_due():
-                self.save()
+            asked = Request(vote()) if batch.next.epoch < self.config.epochs else Request.NONE
+            if epoch_over or asked or self._checkpoint_due():
+                SIGNALS.enter("checkpoint", self.step)
+                self.save(wait=bool(asked))
+            SIGNALS.enter("data", self.step)
+            if asked:
+                break
+        SIGNALS.enter("checkpoint", self.step)
+        self.checkpoints.close()
         if self.log is not None:
             self.log.close()
-        return last
+        return last, asked
+
+    def abandon(self, seconds: float) -> bool:
+        """After an error: let a checkpoint that is being written come to its end; False if it did not in time."""
+        if self.log is not None:
+            self.log.abandon()
+        return self.checkpoints.settled(seconds)
 
     def _train_step(self, batch: Batch) -> None:
         c, world = self.config, self.world
@@ -213,7 +244,7 @@ class Training:
             for row in rows:
                 self.log.write(row)
             self.log.flush()
-            self.report(rows[-1] | {"steps": self.steps_per_epoch * self.config.epochs, "advice": verdict.advice})
+            self.report(rows[-1] | {"steps": self.total_steps, "advice": verdict.advice})
         limit = self.config.data.max_bad_fraction * self.stream.plan.num_rows
         if bad > limit:
             raise UserError(
@@ -247,33 +278,49 @@ class Training:
             return False
         return bool(self.world.broadcast(time.monotonic() - self._saved_time > c.every_seconds))
 
-    def save(self) -> None:
-        """Save a checkpoint of the whole run; every worker calls it, rank 0 writes."""
-        if self._saved_step == self.step:
-            return
-        if self._pending:
-            self._flush()
-        queues = self.world.gather(self.queue.state_dict()) if self.queue is not None else None
+    def save(self, wait: bool = False) -> None:
+        """Save a checkpoint of the whole run; every worker calls it, rank 0 writes.
+
+        Training goes on as soon as the state is copied; with ``wait``, and at the end of the run, once it is complete.
+
+        Raises:
+            UserError: this checkpoint, or the one before it, cannot be written; on every worker at once.
+        """
+        wait = wait or self.position.epoch >= self.config.epochs
         problem = None
-        if self.world.rank == 0:
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "queue": gather_queue(queues) if queues else None,
-                "epoch": self.position.epoch,
-                "row": self.position.row,
-            }
-            about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
-            try:
-                if self.log is not None:
-                    self.log.sync()
-                self.checkpoints.save(self.step, state, about)
-            except (UserError, OSError) as error:
-                problem = str(error)
-        problem = self.world.broadcast(problem)
-        if problem is not None:
-            raise UserError(problem)
-        self._saved_step, self._saved_time = self.step, time.monotonic()
+        if self._saved_step != self.step:
+            if self._pending:
+                self._flush()
+            queues = self.world.gather(self.queue.state_dict()) if self.queue is not None else None
+            problem = self.checkpoints.failure()
+            if self.world.rank == 0 and problem is None:
+                try:
+                    self._hand_over(gather_queue(queues) if queues else None)
+                except OSError as error:  # of the metrics' last lines
+                    problem = f"{self.run.uri}: cannot be written: {error.strerror or error}; earlier checkpoints are kept"
+            self._saved_step, self._saved_time = self.step, time.monotonic()
+        elif not wait:
+            return
+        while True:
+            done = self.checkpoints.settled(WORD_EVERY) if wait else True
+            problem, done = self.world.broadcast((problem or self.checkpoints.failure(), done))
+            if problem is not None:
+                raise UserError(problem)
+            if done:
+                return
+
+    def _hand_over(self, queue: dict[str, Any] | None) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "queue": queue,
+            "epoch": self.position.epoch,
+            "row": self.position.row,
+        }
+        about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
+        assert self.log is not None
+        self.log.flush()
+        self.checkpoints.save_async(self.step, state, about, first=self.log.upload)
 
     def _load(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

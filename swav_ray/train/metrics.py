@@ -5,6 +5,7 @@ After a restart the lines of steps that are done again are removed, so `metrics.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -60,16 +61,22 @@ class MetricsLog:
         """Make what was written visible to readers of the folder."""
         self._file.flush()
 
-    def sync(self) -> None:
-        """Copy to the run's folder where that is S3; called with each checkpoint."""
-        self.flush()
+    def upload(self) -> None:
+        """Copy what was flushed to the run's folder where that is S3; with each checkpoint, from any thread."""
         if self.run.is_s3:
             self._board.flush()
             self.run.put(self._path, FILE)
             for file in (self._scratch / "tensorboard").iterdir():
                 self.run.put(file, f"tensorboard/{file.name}")
 
+    def abandon(self) -> None:
+        """Let go of the files, whatever they lack: another process may write them now."""
+        with contextlib.suppress(OSError):
+            self._board.close()
+            self._file.close()
+
     def close(self) -> None:
         self._board.close()
-        self.sync()
+        self.flush()
+        self.upload()
         self._file.close()

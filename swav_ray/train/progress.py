@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 NAMESPACE = b"swav_ray"
+EVENTS = "#events"  # added to a run's address
 POLL_SECONDS = 0.5
 
 
@@ -19,11 +20,22 @@ def post(run: str, row: dict[str, Any]) -> None:
     _internal_kv_put(run.encode(), json.dumps(row).encode(), overwrite=True, namespace=NAMESPACE)
 
 
-class ProgressReader:
-    """Calls ``show`` in a thread with each new row of a run, while inside ``with``; once more at the end."""
+def post_events(run: str, events: list[dict[str, Any]]) -> None:
+    """Make ``events`` those of a run's present start, oldest first."""
+    post(run + EVENTS, {"events": events})
 
-    def __init__(self, run: str, show: Callable[[dict[str, Any]], None] | None) -> None:
-        self._key, self._show = run.encode(), show
+
+class ProgressReader:
+    """Calls ``show`` in a thread with each new row of a run and ``tell`` with each event, while inside ``with``."""
+
+    def __init__(
+        self,
+        run: str,
+        show: Callable[[dict[str, Any]], None] | None,
+        tell: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._key, self._show, self._tell = run.encode(), show, tell
+        self._told = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="swav-ray-progress", daemon=True)
         self._seen: bytes | None = None
@@ -39,11 +51,18 @@ class ProgressReader:
         if value is not None and value != self._seen and self._show is not None:
             self._seen = value
             self._show(json.loads(value))
+        value = _internal_kv_get(self._key + EVENTS.encode(), namespace=NAMESPACE)
+        if value is not None and self._tell is not None:
+            events = json.loads(value)["events"]
+            for event in events[self._told :]:
+                self._tell(event)
+            self._told = len(events)
 
     def __enter__(self) -> ProgressReader:
         from ray.experimental.internal_kv import _internal_kv_del
 
-        _internal_kv_del(self._key, namespace=NAMESPACE)
+        for key in (self._key, self._key + EVENTS.encode()):
+            _internal_kv_del(key, namespace=NAMESPACE)
         self._thread.start()
         return self
 

@@ -53,6 +53,11 @@ class Screen:
             self._last_line = time.monotonic()
             self.console.print(line, highlight=False, soft_wrap=True)
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """An event of the run's workers (`events.py`)."""
+        if line := _told(event):
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     def _line(self, row: dict[str, Any]) -> str:
         assert self._rate is not None
         since, first = self._rate
@@ -64,6 +69,25 @@ class Screen:
             f"(ln K {row['ln_k']:.3f})  prototypes {row['prototypes_in_use']}/{self.config.num_prototypes}  "
             f"{row['images_per_second']:.0f} images/s  {_workers(row['workers'])}  {eta}{verdict}"
         )
+
+
+def _told(event: dict[str, Any]) -> str:
+    kind = event["event"]
+    if kind in ("grow", "drain", "restart"):
+        why = {"grow": "there is room for more", "drain": "a node is leaving", "restart": "some were lost"}[kind]
+        return f"step {event['step']}: {event['workers_before']} -> {_workers(event['workers'])}, {why}"
+    if kind == "loss":
+        return f"step {event['step']}: workers were lost: {event['cause']}"
+    if kind == "resumed":
+        return f"step {event['step']}: training again on {_workers(event['workers'])} after {event['seconds_without_steps']} s"
+    if kind == "stuck":
+        return (
+            f"step {event['step']}: rank {event['rank']} on node {event['node'][:8]} held up all others for "
+            f"{event['seconds']:.0f} s in {event['phase']} ({event['where']}) and was ended"
+        )
+    if kind == "late":
+        return f"step {event['step']}: {event['waited_for']} did not come in time; work since the last one is done again"
+    return ""
 
 
 def _workers(count: int) -> str:

@@ -7,8 +7,11 @@ workers run `loop.py`. Their last word (done, or the user's mistake in one line)
 from __future__ import annotations
 
 import json
+import logging
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Generator
 from typing import Any
 
 from swav_ray.config import Config
@@ -16,11 +19,15 @@ from swav_ray.data.shards import Shards
 from swav_ray.data.sources import prepare_digits
 from swav_ray.data.storage import Storage, absolute_uri
 from swav_ray.data.stream import Batch, Position, Stream
-from swav_ray.errors import UserError
+from swav_ray.errors import Stopped, UserError
+from swav_ray.train import faults
 from swav_ray.train.progress import ProgressReader, post
+from swav_ray.train.signals import SIGNALS, Request
 
 CONFIG, STATUS = "config.yaml", "status.json"
-RESTARTS = 8  # worker groups lost without notice before the run gives up
+RESTARTS = 8  # worker groups lost without notice before stock Ray gives up
+SETTLE_SECONDS = 3.0  # for a checkpoint under way when the group fails; a process that still writes one then is ended
+logger = logging.getLogger(__name__)
 
 
 def resolve(config: Config) -> Config:
@@ -91,11 +98,28 @@ def _difference(there: Config, here: Config) -> str:
     return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 
-def pretrain(config: Config, show: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def elastic_trainer() -> Any:
+    """Our trainer, or Ray's own where this Ray lacks what ours replaces (then the pin was not kept)."""
+    try:
+        from swav_ray.train.elastic import ElasticTrainer
+    except (ImportError, AttributeError) as error:
+        import ray
+
+        logger.warning("Ray %s lacks a hook (%s): resizes are Ray's own, slower and without notice", ray.__version__, error)
+        return None
+    return ElasticTrainer
+
+
+def pretrain(
+    config: Config,
+    show: Callable[[dict[str, Any]], None] | None = None,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Run ``config`` (of :func:`resolve`) to its end on the connected Ray cluster; a run begun before goes on.
 
     Args:
         show: called on this process with each figure the workers post.
+        tell: called on this process with each event of the workers: growths, drains, losses.
 
     Returns:
         The run's last figures.
@@ -103,47 +127,75 @@ def pretrain(config: Config, show: Callable[[dict[str, Any]], None] | None = Non
     Raises:
         UserError: the user's mistake that stopped it, or that workers were lost too often.
     """
-    import ray
+    run = open_run(config)
+    run.delete(STATUS)
+    with ProgressReader(run.uri, show, tell):
+        before = -1
+        while True:
+            trainer = _trainer(config, run)
+            try:
+                trainer.fit()
+                break
+            except Exception as error:  # Ray's own failure, or more losses in a row than it bears
+                if read_status(run) is not None:
+                    break
+                newest = _newest_step(run)
+                if newest <= before or isinstance(error, UserError):
+                    raise UserError(
+                        f"run {config.name!r} stopped: {_cause(error)}; the same command goes on from its last checkpoint"
+                    ) from error
+                before = newest
+    status = read_status(run)
+    if status is None and getattr(trainer, "stopped", False):
+        raise Stopped(f"run {config.name!r} stopped; the same command goes on from its last checkpoint")
+    if status is None:
+        raise UserError(f"run {config.name!r} ended without a word; the same command goes on from its last checkpoint")
+    if status["state"] == "stopped":
+        raise Stopped(f"run {config.name!r} stopped at step {status['step']}; the same command goes on from there")
+    if status["state"] != "done":
+        raise UserError(status["error"])
+    return dict(status["figures"])
+
+
+def _trainer(config: Config, run: Storage) -> Any:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    run = open_run(config)
-    run.delete(STATUS)
     elastic = config.elastic
     gpus = elastic.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= elastic.min else 0.0
-    trainer = TorchTrainer(
+    ours = elastic_trainer()
+    scaling: dict[str, Any] = {}
+    if not ours:
+        scaling["elastic_resize_monitor_interval_s"] = max(3.0, elastic.patience_seconds)
+    own: dict[str, Any] = {"config": config, "run_uri": run.uri} if ours else {}
+    return (ours or TorchTrainer)(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json")},
+        train_loop_config={"config": config.model_dump(mode="json"), "faults": faults.from_environment().to_json()},
         scaling_config=ray.train.ScalingConfig(
             num_workers=elastic.max if elastic.min == elastic.max else (elastic.min, elastic.max),  # type: ignore[arg-type]
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+            resources_per_worker={"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **elastic.resources},
+            accelerator_type=elastic.accelerator_type,
+            **scaling,
         ),
+        # Checkpoints are ours and Ray keeps none, so its own notes lie in a local folder: no outage of the run's store
+        # can end Ray's controller.
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=Storage(config.storage).root,
-            storage_filesystem=Storage(config.storage).arrow,
+            storage_path=tempfile.mkdtemp(prefix="swav-ray-"),
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
+        **own,
     )
-    with ProgressReader(run.uri, show):
-        try:
-            trainer.fit()
-        except Exception as error:
-            status = read_status(run)
-            if status is None:
-                raise UserError(
-                    f"run {config.name!r} stopped after {RESTARTS} restarts: {_cause(error)}; the same command goes on from "
-                    "its last checkpoint"
-                ) from error
-    status = read_status(run)
-    if status is None:
-        raise UserError(f"run {config.name!r} ended without a word; the same command goes on from its last checkpoint")
-    if status["state"] != "done":
-        raise UserError(status["error"])
-    return dict(status["figures"])
+
+
+def _newest_step(run: Storage) -> int:
+    from swav_ray.train.checkpoint import Checkpoints
+
+    found = Checkpoints(run / "checkpoints").newest()
+    return int(found[1]["step"]) if found is not None else -1
 
 
 def read_status(run: Storage) -> dict[str, Any] | None:
@@ -159,36 +211,64 @@ def _cause(error: BaseException) -> str:
 
 
 def _worker(args: dict[str, Any]) -> None:
-    """What runs on every worker, from the top at each start of the worker group."""
+    """What runs on every worker, from the top at each start of the worker group, maybe in the same process again."""
     import ray.train.torch
 
-    from swav_ray.train.loop import Training
     from swav_ray.train.world import World
 
+    SIGNALS.enter("start")
     config = Config.model_validate(args["config"])
     run = Storage(config.storage) / config.name
     world = World.join(ray.train.torch.get_device())
+    problem = ""
+    try:
+        status, asked = _train(config, run, world, faults.Faults.from_json(args["faults"]).of_run(run))
+    except UserError as error:  # raised by every worker alike: an end, not a failure to restart after
+        status, asked = {"state": "failed", "error": str(error)}, Request.NONE
+    except Exception:
+        problem = traceback.format_exc()
+    if problem:
+        # As text only, and outside of `except`: a traceback would keep the model and the group's sockets alive in a
+        # process that stays. Peers that wait for this worker fail as soon as the sockets are closed.
+        world.leave()
+        raise RuntimeError(problem)
+    if asked is Request.YIELD:
+        SIGNALS.park()
+        if SIGNALS.request is not Request.STOP:
+            return
+    if world.rank == 0:
+        run.write(STATUS, json.dumps(status).encode())
+
+
+def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) -> tuple[dict[str, Any], Any]:
+    from swav_ray.train.loop import Training
+
     started = time.time()
 
     def report(row: dict[str, Any]) -> None:
         post(run.uri, {**row, "workers": world.size, "started": started})
 
+    training = Training(config, run, world, report, injected)
+    stream = batches(training.stream, training.position, world, config.data.crop_in)
     try:
-        training = Training(config, run, world, report)
-        figures = training.run_to_end(batches(training.stream, training.position, world, config.data.crop_in))
-        status = {"state": "done", "figures": figures}
-    except UserError as error:  # raised by every worker alike: an end, not a failure to restart after
-        status = {"state": "failed", "error": str(error)}
-    if world.rank == 0:
-        run.write(STATUS, json.dumps(status).encode())
+        figures, asked = training.run_to_end(stream)
+    except BaseException:
+        if not training.abandon(SETTLE_SECONDS):
+            SIGNALS.spoilt = True
+        raise
+    finally:
+        stream.close()  # its threads end here and not whenever they are collected
+    if asked:
+        return {"state": "stopped", "step": training.step}, asked
+    return {"state": "done", "figures": figures}, asked
 
 
-def batches(stream: Stream, start: Position, world: Any, crop_in: str) -> Iterator[Batch]:
+def batches(stream: Stream, start: Position, world: Any, crop_in: str) -> Generator[Batch]:
     """This worker's batches from ``start`` on, made where the configuration says."""
     if crop_in == "worker":
         return stream.local(start, world.rank, world.size)
 
-    def legs() -> Iterator[Any]:
+    def legs() -> Generator[Any]:
         import ray.cloudpickle
 
         source = stream.on_ray(start, world.size) if world.rank == 0 else None

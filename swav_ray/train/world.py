@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
     """This process among `size`; `group` is None for a single one. `control` carries objects, on the CPU."""
 
@@ -28,6 +30,16 @@ class World:
         control: Any = dist.new_group(backend="gloo") if device.type == "cuda" else everyone
         return cls(dist.get_rank(), dist.get_world_size(), everyone, control, device)
 
+    def leave(self) -> None:
+        """Close this process's connections after an error, so that peers that wait for it fail at once.
+
+        Not with NCCL, where a broken communicator may not be left without waiting: such a process is ended from outside.
+        """
+        if dist.is_initialized() and self.device.type == "cpu":
+            self.group = self.control = None
+            dist.destroy_process_group()
+            gc.collect()
+
     def gather(self, item: Any) -> list[Any] | None:
         """Everyone's item in rank order on rank 0; None elsewhere."""
         if self.group is None:
@@ -36,13 +48,26 @@ class World:
         dist.gather_object(item, items, dst=0, group=self.control)
         return items
 
-    def broadcast(self, item: Any) -> Any:
-        """Rank 0's item, everywhere."""
+    def broadcast(self, item: Any, source: int = 0) -> Any:
+        """The item of rank ``source``, everywhere."""
         if self.group is None:
             return item
         box = [item]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        dist.broadcast_object_list(box, src=source, group=self.control)
         return box[0]
+
+    def vote(self, value: int) -> Callable[[], int]:
+        """Begin to agree on the largest of all workers' values; call the result for it. Does not wait in between."""
+        if self.group is None:
+            return lambda: value
+        largest = torch.tensor([value])
+        work = dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.control, async_op=True)
+
+        def result() -> int:
+            work.wait()
+            return int(largest)
+
+        return result
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` summed over all workers, in place."""

@@ -39,7 +39,7 @@ def run_trial(task: dict[str, Any], configs: Any) -> None:
     latest: dict[str, Any] = {}
     try:
         training = Training(config, open_run(config), World(device=device), report)
-        figures = training.run_to_end(training.stream.local(training.position))
+        figures, _ = training.run_to_end(training.stream.local(training.position))
         if not figures:  # finished in an earlier life, killed before its result was told
             from swav_ray.train.metrics import read_metrics
 

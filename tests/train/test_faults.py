@@ -20,12 +20,16 @@ import psutil
 import pytest
 import torch
 
+from swav_ray.data import patience
+from swav_ray.data.patience import PATIENCE
+from swav_ray.data.shards import Shards
 from swav_ray.data.storage import Storage
-from swav_ray.errors import UserError
+from swav_ray.errors import StorageAwayError, UserError
 from swav_ray.train import faults as faults_module
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import KINDS, Faults, claim_in_folder, from_environment
 from tests.gloo import run_ranks
+from tests.train.small import small_shards
 
 STEPS = 4
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -175,7 +179,7 @@ def test_corrupt_checkpoint_spoils_the_newest_and_kills(run: Storage) -> None:
     with life(faults, run) as struck:
         assert struck.steps() == [0, 1]
         assert struck.process.exitcode == -signal.SIGKILL
-    assert checkpoints.names() == ["step-000000001", "step-000000002"]
+    assert checkpoints.newest()[0] == "step-000000002"
     assert checkpoints.latest()[1]["step"] == 1
     assert_lives_on(faults, run)
 
@@ -203,55 +207,54 @@ def test_slow_sleeps_before_each_of_its_steps_once(run: Storage) -> None:
 
 
 def _storage_of_rank(rank: int, faults: str, run: str) -> list[str]:
-    """Errors of every operation in an outage; returns when it is over."""
+    """Addresses of operations that failed in an outage; returns when it is over."""
+    os.environ[PATIENCE] = "0"
+    shards = Shards(small_shards(f"{run}/rank{rank}/shards"))
     storage = Storage(run) / f"rank{rank}"
     storage.write("file", b"x")
     Faults.from_json(faults).of_run(Storage(run)).before_step(rank, 0)
     local = Path(storage.uri) / "local"
     local.write_bytes(b"x")
     operations: list[Callable[[], Any]] = [
-        lambda: storage.exists("file"),
+        lambda: storage.exists("exists"),
         lambda: storage.read("file"),
-        lambda: storage.list(),
-        lambda: storage.write("file", b"y"),
-        lambda: storage.put(local, "file"),
-        lambda: storage.delete("file"),
+        lambda: storage.list("list"),
+        lambda: storage.write("write", b"y"),
+        lambda: storage.put(local, "put"),
+        lambda: storage.delete("delete"),
+        lambda: shards.read_group(0),
     ]
-    errors = []
+    failed = []
     for operation in operations:
         try:
             operation()
-        except ConnectionError as error:
-            errors.append(str(error).split(": ")[1].split(" (")[0])
-
-    def works() -> bool:
-        try:
-            storage.list()
-        except ConnectionError:
-            return False
-        return True
-
-    until(works)
-    return errors
+        except StorageAwayError as error:
+            assert isinstance(error.__cause__, ConnectionError)
+            failed.append(str(error).split(": ")[0].rsplit("/", 1)[-1])
+    os.environ[PATIENCE] = "60"
+    storage.write("file", b"z")  # waits for its end
+    return failed
 
 
 def test_storage_outage_fails_every_operation_of_its_process_for_its_time(run: Storage) -> None:
     faults = Faults().fail_at(1, 0, "storage_outage", seconds=3).to_json()
     spared, struck = run_ranks(2, _storage_of_rank, faults, run.uri)
     assert spared == []
-    names = ["exists", "read", "list", "write", "write", "delete"]
-    assert struck == [f"no connection for {name}" for name in names]
+    assert struck == ["exists", "file", "list", "write", "put", "delete", "part-00000.parquet"]
+    assert (run / "rank1").read("file") == b"z"
     assert run_ranks(2, _storage_of_rank, faults, run.uri)[1] == []
 
 
 def _saves_of_rank(rank: int, faults: str, run: str) -> list[Any]:
-    """What came of four writes: something else than a checkpoint, and three checkpoints by rank 0."""
+    """What came of three checkpoints by rank 0, after uses of storage that are no writes of one."""
     storage, outcomes = Storage(run), list[Any]()
-    ours = Faults.from_json(faults).of_run(storage)
-    ours.before_step(rank, 0)
+    if rank == 0:
+        Checkpoints(storage / "checkpoints").save(0, {}, {})
+    Faults.from_json(faults).of_run(storage).before_step(rank, 0)
     if rank:
         return []
     storage.write("metrics", b"x")
+    assert Checkpoints(storage / "checkpoints").latest() is not None
     for step in (1, 2, 3):
         try:
             Checkpoints(storage / "checkpoints").save(step, {}, {})
@@ -267,6 +270,20 @@ def test_full_disk_fails_the_next_write_of_a_checkpoint(run: Storage, rank: int 
     faults = Faults().fail_at(rank, 0, "full_disk").to_json()
     assert run_ranks(2, _saves_of_rank, faults, run.uri)[0] == [True, "saved", "saved"]
     assert run_ranks(2, _saves_of_rank, faults, run.uri)[0] == ["saved"] * 3
+
+
+def test_full_disk_fails_whatever_way_of_writing_to_s3(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_fault", None)  # and afterwards again
+    run, local = Storage(s3) / "full-disk", tmp_path / "local"
+    local.write_bytes(b"x")
+    folder = run / "checkpoints"
+    for step, write in enumerate([lambda: folder.write("a", b"x"), lambda: folder.put(local, "a")]):
+        Faults().fail_at(0, step, "full_disk").of_run(run).before_step(0, step)
+        assert not folder.exists("a")
+        with pytest.raises(OSError, match="No space left"):
+            write()
+        write()
+        folder.delete("a")
 
 
 def _claims_of_rank(rank: int, run: str) -> list[str]:

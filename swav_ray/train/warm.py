@@ -1,0 +1,33 @@
+"""A rehearsal: what a first training step does once in a process (imports, compilers, caches), done before it matters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from swav_ray.config import Config
+from swav_ray.data.stream import Stream
+from swav_ray.evaluate.features import normalise
+from swav_ray.swav.batch_norm import sync_batch_norm
+from swav_ray.train.build import build_model, build_optimizer
+
+
+def rehearse(config: Config) -> None:
+    """Read a few rows, crop them, and make one step on them with a model that is thrown away."""
+    import tensorboard.compat
+    import torch.nn.parallel
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    tensorboard.compat.tf  # noqa: B018  looked for on first use, for seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, config.precision)
+    stream = Stream(config)
+    block = next(stream.read(0, 0, 1))
+    block = stream.crop(dataclasses.replace(block, ids=block.ids[:2], jpegs=block.jpegs[:2], positions=range(2)))
+    model = build_model(config).to(device, dtype).to(memory_format=torch.channels_last)
+    sync_batch_norm(model, None)
+    optimizer = build_optimizer(config, model)
+    mean, std = config.augment.mean, config.augment.std
+    crops = [normalise(pixels, mean, std, device).to(dtype) for group in block.crops for pixels in group]
+    _, scores = model(crops)
+    scores.mean().backward()
+    optimizer.step()
