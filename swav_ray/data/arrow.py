@@ -127,4 +127,4 @@ class _Writer:
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            patiently(lambda: self._fs.pipe_file(self._path, self._buffer.getvalue()), f"s3://{self._path}")
+            patiently(lambda: self._fs.pipe_file(self._path, self._buffer.getvalue()), f"s3://{self._path}", writes=True)

@@ -34,15 +34,18 @@ _NETWORK_ERRORS = {
 }
 _random = random.Random()  # not the global one, which users seed
 _T = TypeVar("_T")
+# Called before every try with the address and whether it is written to; may raise. How faults break a process's storage.
+_fault: Callable[[str, bool], None] | None = None
 logger = logging.getLogger(__name__)
 
 
-def patiently(call: Callable[[], _T], what: str) -> _T:
+def patiently(call: Callable[[], _T], what: str, *, writes: bool = False) -> _T:
     """The result of ``call``, tried again with growing random waits for as long as its failures may pass.
 
     Args:
         call: safe to do twice.
         what: the address it works on, for messages.
+        writes: it makes or replaces what is there.
 
     Raises:
         StorageAwayError: it still fails after :func:`patience` seconds.
@@ -51,6 +54,8 @@ def patiently(call: Callable[[], _T], what: str) -> _T:
     failed_first = 0.0
     for attempt in itertools.count(1):
         try:
+            if _fault is not None:
+                _fault(what, writes)
             result = call()
         except Exception as error:
             if not passes(error):

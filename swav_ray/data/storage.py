@@ -68,8 +68,8 @@ class Storage:
     def path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
-    def _patiently(self, name: str, call: Callable[[], _T]) -> _T:
-        return patiently(call, f"{self.uri}/{name}" if name else self.uri)
+    def _patiently(self, name: str, call: Callable[[], _T], *, writes: bool = False) -> _T:
+        return patiently(call, f"{self.uri}/{name}" if name else self.uri, writes=writes)
 
     def exists(self, name: str = "") -> bool:
         # Not fs.exists: it answers False when a bucket or a network file system does not answer.
@@ -105,14 +105,14 @@ class Storage:
         """Write a file whole or not at all: a temporary name, synced and renamed; S3 objects appear whole by nature."""
         path = self.path(name)
         if self.is_s3:
-            self._patiently(name, lambda: self.fs.pipe_file(path, content, chunksize=PART_BYTES))
+            self._patiently(name, lambda: self.fs.pipe_file(path, content, chunksize=PART_BYTES), writes=True)
         else:
-            self._patiently(name, lambda: _write_local(Path(path), content))
+            self._patiently(name, lambda: _write_local(Path(path), content), writes=True)
 
     def put(self, local: Path, name: str) -> None:
         """Copy a local file in, whole or not at all."""
         if self.is_s3:
-            self._patiently(name, lambda: self.fs.put_file(str(local), self.path(name)))
+            self._patiently(name, lambda: self.fs.put_file(str(local), self.path(name)), writes=True)
         else:
             self.write(name, local.read_bytes())
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swav_ray.data import storage
+from swav_ray.data import patience
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError, did_you_mean
 
@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, float]] = {
     "freeze": {},  # SIGSTOP of the process: a silent rank
     "drain": {"seconds": 30.0},  # notice that its node will be gone in so many seconds; nothing takes it away
     "slow": {"seconds": 1.0, "steps": 1},  # sleeps so long before each of so many steps
-    "storage_outage": {"seconds": 60.0},  # its storage operations fail for so long with a ConnectionError
+    "storage_outage": {"seconds": 60.0},  # every try of its to reach storage fails for so long with a ConnectionError
     "full_disk": {},  # its next write of a checkpoint fails with ENOSPC; rank null: of whichever rank writes next
     "corrupt_checkpoint": {},  # bytes of the newest complete checkpoint change, then SIGKILL
 }
@@ -108,7 +108,7 @@ class Faults:
 
 def _strike(fault: Fault, run: Storage, claimed: Callable[[], bool]) -> None:
     if fault.kind == "full_disk":  # claimed by the write that fails, since most ranks write none
-        _break_storage(functools.partial(_full_disk, (run / "checkpoints").root, claimed))
+        _break_storage(functools.partial(_full_disk, (run / "checkpoints").uri, claimed))
         return
     if not claimed():
         return
@@ -210,32 +210,32 @@ def _corrupt_newest(run: Storage) -> None:
     folder.write(f"{name}/state.pt", bytes(content))
 
 
-# Called with every operation and path of this process's storage: they raise, or say whether they are over.
-_storage_faults: list[Callable[[str, str], bool]] = []
+# Asked about every use of this process's storage: they raise, or say whether they are over.
+_storage_faults: list[Callable[[str, bool], bool]] = []
 
 
-def _break_storage(fault: Callable[[str, str], bool]) -> None:
+def _break_storage(fault: Callable[[str, bool], bool]) -> None:
     _storage_faults.append(fault)
-    storage._fault = _fail_storage
+    patience._fault = _fail_storage
 
 
-def _fail_storage(operation: str, path: str) -> None:
+def _fail_storage(address: str, writes: bool) -> None:
     for fault in list(_storage_faults):
-        if fault(operation, path):
+        if fault(address, writes):
             _storage_faults.remove(fault)
 
 
-def _outage(until: float, operation: str, path: str) -> bool:
+def _outage(until: float, address: str, writes: bool) -> bool:
     if time.monotonic() < until:
-        raise ConnectionError(f"{path}: no connection for {operation} (an outage of {VARIABLE})")
+        raise ConnectionError(f"no connection, by {VARIABLE}")
     return True
 
 
-def _full_disk(checkpoints: str, claimed: Callable[[], bool], operation: str, path: str) -> bool:
-    if operation != "write" or not path.startswith(f"{checkpoints}/"):
+def _full_disk(checkpoints: str, claimed: Callable[[], bool], address: str, writes: bool) -> bool:
+    if not writes or not address.startswith(f"{checkpoints}/"):
         return False
     if claimed():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), address)
     return True  # somebody's write has failed
 
 
