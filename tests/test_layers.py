@@ -17,17 +17,17 @@ PACKAGE = Path(swav_ray.__file__).parent
 FLOORS = {
     "errors": 0,
     "config_sections": 1,
-    "config": 1,
-    "recipes": 1,
-    "swav": 2,
-    "data": 3,
-    "evaluate": 3,
-    "train": 4,
-    "tune": 5,
-    "export": 5,
-    "share": 5,
-    "cli": 6,
-    "__main__": 7,
+    "config": 2,
+    "recipes": 2,
+    "swav": 3,
+    "data": 4,
+    "evaluate": 4,
+    "train": 5,
+    "tune": 6,
+    "export": 6,
+    "share": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 MODULES = {
     ".".join(("swav_ray", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
