@@ -115,8 +115,10 @@ def test_what_another_process_wrote_to_s3_is_seen(s3: str) -> None:
 
 def test_s3_leaves_patience_to_us(s3: str) -> None:
     """Tries within tries would multiply: a silent store would take ten minutes to be noticed."""
+    pickled = pickle.dumps(Storage(s3).arrow)
     Storage(s3).fs.clear_instance_cache()
-    arrow = pickle.loads(pickle.dumps(Storage(s3).arrow))
+    arrow = pickle.loads(pickled)  # as in a process that has made no file system yet
+    assert arrow.handler.fs.retries == 1
     assert arrow.handler.fs.retries == Storage(s3).fs.retries == 1
     Storage(s3).exists("x")  # connects
     assert Storage(s3).fs.s3.meta.config.retries == {"total_max_attempts": 3, "mode": "standard"}

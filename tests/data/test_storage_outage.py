@@ -218,6 +218,9 @@ def test_what_ray_writes_goes_through_an_outage(folder: Storage, s3_proxy: Proxy
         assert [entry.type for entry in info] == [FileType.File, FileType.NotFound]
     with s3_proxy.outage(0.5), arrow.open_input_stream(folder.path("ray/snapshot.json")) as stream:
         assert stream.read() == b"{}"
+    for opened in (arrow.open_input_stream, arrow.open_input_file):
+        with opened(folder.path("ray/snapshot.json")) as stream, s3_proxy.outage(0.5):
+            assert stream.read() == b"{}"
     with s3_proxy.outage(0.5):
         assert [entry.base_name for entry in arrow.get_file_info(FileSelector(folder.path("ray")))] == ["snapshot.json"]
     with s3_proxy.outage(0.5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def _whole(rows: list[dict[str, Any]], reference: list[dict[str, Any]]) -> None:
 
 @SECONDS
 def test_a_run_outlives_an_outage(
-    s3: str, s3_proxy: Proxy, shards: Storage, remote_shards: str, tmp_path, seconds: float
+    s3: str, s3_proxy: Proxy, shards: Storage, remote_shards: str, tmp_path: Path, seconds: float
 ) -> None:
     """The store goes when the first epoch ends: its checkpoint is to be written, the second epoch's shards to be read."""
     reference = train_here(small_config(shards.uri, str(tmp_path), "calm"))
@@ -98,7 +99,9 @@ def test_a_run_outlives_an_outage(
     assert training.checkpoints.newest()[1]["step"] == STEPS
 
 
-def test_a_run_ends_when_its_last_checkpoint_is_complete(shards: Storage, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_ends_when_its_last_checkpoint_is_complete(
+    shards: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "WORD_EVERY", 0.05)
     config = small_config(shards.uri, str(tmp_path), "run")
     gate, trained = threading.Event(), threading.Event()
@@ -125,9 +128,24 @@ def test_a_run_ends_when_its_last_checkpoint_is_complete(shards: Storage, tmp_pa
     training.save(wait=True)  # nothing new, nothing to wait for
 
 
+def test_a_run_whose_last_checkpoint_fails_says_so(shards: Storage, tmp_path: Path) -> None:
+    config = small_config(shards.uri, str(tmp_path), "run", **{"checkpoint.every_steps": 1000})
+    place = tmp_path / "run" / "checkpoints"
+
+    def report(row: dict[str, Any]) -> None:
+        if row.get("epochs_done") == EPOCHS:
+            place.rename(tmp_path / "aside")
+            place.write_bytes(b"a file where the folder was")
+
+    training = Training(config, open_run(config), World(), report)
+    with pytest.raises(UserError, match=f"step-{STEPS:09d}: checkpoint cannot be written: .*; earlier checkpoints are kept"):
+        training.run_to_end(training.stream.local(training.position))
+    assert Checkpoints(Storage(str(tmp_path / "aside"))).newest()[1]["step"] == STEPS // EPOCHS
+
+
 @pytest.mark.chaos
 def test_a_run_on_ray_outlives_a_minute(
-    s3: str, s3_proxy: Proxy, shards: Storage, remote_shards: str, ray_cluster: None, tmp_path
+    s3: str, s3_proxy: Proxy, shards: Storage, remote_shards: str, ray_cluster: None, tmp_path: Path
 ) -> None:
     reference = train_here(small_config(shards.uri, str(tmp_path), "calm"))
     on_ray = {"data.crop_in": "ray", "elastic.min": 2, "elastic.max": 2}
