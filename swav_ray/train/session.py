@@ -38,4 +38,5 @@ def connect(*, cpus: float | None = None) -> None:
             ) from None
         return
     count = max(os.cpu_count() or 1, int(cpus or 0))
-    ray.init(num_cpus=count, include_dashboard=False, **quiet)
+    # "local": a bare init would join whatever cluster was last started on this machine.
+    ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)
