@@ -22,7 +22,8 @@ from swav_ray.config import Config
 
 logger = logging.getLogger(__name__)
 
-PING_SECONDS = 2.0  # for a process to answer at all, when its group has failed
+PING_SECONDS = 5.0  # for any process to answer, when a group has failed
+GRACE_SECONDS = 0.75  # for the others, once one has; calls to a dead node fail after 1.5 s only
 RESET_SECONDS = 5.0  # for a training thread to end once it is released or its peers are gone
 START_SECONDS = 300.0  # for a process to start and import; a cloud node may pull its image first
 
@@ -188,22 +189,26 @@ class WarmPool:
             self.discard(member, "its node is leaving")
             busy.remove(member)
         # The silent ones go first: the others' training may be waiting for them.
-        answering = self._call(busy, "get_metadata", PING_SECONDS)
+        answering = self._call(busy, "get_metadata", PING_SECONDS, grace=GRACE_SECONDS)
         clean = self._call(list(answering), "reset", RESET_SECONDS + 1, RESET_SECONDS)
         for member, reset in clean.items():
             member.busy = False
             if not reset:
                 self.discard(member, "its training did not end")
 
-    def _call(self, members: list[Member], method: str, seconds: float, *args: Any) -> dict[Member, Any]:
-        """What each member answers; those that do not in time are discarded."""
+    def _call(
+        self, members: list[Member], method: str, seconds: float, *args: Any, grace: float | None = None
+    ) -> dict[Member, Any]:
+        """What each member answers within ``seconds``, or ``grace`` after the first; the others are discarded."""
         calls = {getattr(member.actor, method).remote(*args): member for member in members}
-        done = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)[0] if calls else []
+        first = ray.wait(list(calls), timeout=seconds)[0] if calls and grace is not None else []
+        left = grace if first and grace is not None else seconds
+        done = ray.wait(list(calls), num_returns=len(calls), timeout=left)[0] if calls else []
         answers = {}
         for call, member in calls.items():
             try:
                 if call not in done:
-                    raise TimeoutError(f"no answer in {seconds:.0f} s")
+                    raise TimeoutError("no answer")
                 answers[member] = ray.get(call)
             except Exception as error:
                 self.discard(member, f"{method}: {type(error).__name__}")

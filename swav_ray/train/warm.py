@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 from swav_ray.config import Config
 from swav_ray.data.stream import Position, Stream
@@ -12,6 +13,14 @@ from swav_ray.train.build import build_model, build_optimizer
 
 
 def rehearse(config: Config) -> None:
+    """:func:`_first_step`, and a clean table after it."""
+    _first_step(config)
+    # A restart collects garbage to close the old group's sockets; what is imported by now need not be looked at each time.
+    gc.collect()
+    gc.freeze()
+
+
+def _first_step(config: Config) -> None:
     """Read a few rows, crop them, and make one step on them with a model that is thrown away."""
     import ray.data  # noqa: F401
     import tensorboard.compat
