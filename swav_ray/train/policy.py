@@ -18,6 +18,7 @@ from swav_ray.train.resize import Clock, Debounce, fitting_size, growth_pays
 from swav_ray.train.signals import Beat, Request
 
 START_TOGETHER_SECONDS = 30.0  # how long the first start waits for more workers than are needed
+FAILED_STARTS = 3  # in a row, and no worker has ever started since, before the run gives up
 BACKSTOP_SECONDS = 1800.0  # for phases that may be long, and of a collective; a stuck rank is found long before
 SLOW_PHASES = {"idle", "start", "probe", "checkpoint"}
 logger = logging.getLogger(__name__)
@@ -45,13 +46,19 @@ class ElasticPolicy:
         self._first_usable = float("inf")  # when there were first enough workers to start
 
     def without_group(self) -> int | None:
-        """There is no group, or it failed: the size to start with, once there are workers for it."""
+        """There is no group, or it failed: the size to start with, once there are workers for it.
+
+        Raises:
+            RuntimeError: no worker process starts; says why the last one did not.
+        """
         self.clock.restarting()
         self.pool.refresh()
         self.pool.reclaim()  # of a group that failed
         usable = fitting_size(len(self.pool.usable), self.elastic)
         if self._workers and usable:
             return self._resize(usable)
+        if len(self.pool.failed_starts) >= FAILED_STARTS and not self.pool.warming:
+            raise RuntimeError(f"no worker starts: {self.pool.failed_starts[-1]}")
         self._recruit(self.pool.slots())
         now = time.monotonic()
         self._first_usable = min(self._first_usable, now) if usable else float("inf")

@@ -26,6 +26,7 @@ PING_SECONDS = 5.0  # for any process to answer, when a group has failed
 GRACE_SECONDS = 0.75  # for the others, once one has; calls to a dead node fail after 1.5 s only
 RESET_SECONDS = 5.0  # for a training thread to end once it is released or its peers are gone
 START_SECONDS = 300.0  # for a process to start and import; a cloud node may pull its image first
+AVOID_SECONDS = 5.0  # before a node on which a process did not start is tried again
 
 
 @dataclass(eq=False)
@@ -83,6 +84,8 @@ class WarmPool:
         self._numbers = itertools.count()
         self.members: list[Member] = []
         self.nodes: dict[str, Node] = {}
+        self.failed_starts: list[str] = []  # why, since the last start that succeeded
+        self._avoided: dict[str, float] = {}  # nodes on which a start failed, and until when none is tried there
 
     def refresh(self) -> None:
         """Look at the cluster: warm members become usable; members that failed, timed out or whose node is gone leave."""
@@ -98,10 +101,17 @@ class WarmPool:
         if done:
             try:
                 member.metadata = ray.get(member.warming)
+                self.failed_starts.clear()
             except Exception as error:
-                self.discard(member, f"it did not start: {error}")
+                lines = str(error).strip().splitlines()
+                self._start_failed(member, lines[-1][:500] if lines else type(error).__name__)
         elif time.monotonic() - member.started > START_SECONDS:
-            self.discard(member, f"it did not start within {START_SECONDS:.0f} s")
+            self._start_failed(member, f"it was not ready within {START_SECONDS:.0f} s")
+
+    def _start_failed(self, member: Member, why: str) -> None:
+        self.failed_starts.append(why)
+        self._avoided[member.node_id] = time.monotonic() + AVOID_SECONDS
+        self.discard(member, why)
 
     def discard(self, member: Member, why: str) -> None:
         """Kill a member's process and forget it."""
@@ -122,7 +132,7 @@ class WarmPool:
         """How many more workers each node could hold that is not draining; nodes with none are left out."""
         found = {}
         for node in self.nodes.values():
-            if node.draining:
+            if node.draining or time.monotonic() < self._avoided.get(node.node_id, 0.0):
                 continue
             room = min((node.free.get(key, 0.0) / need for key, need in self.resources.items()), default=1.0)
             # What was started and does not run yet is not taken off the node's free resources.

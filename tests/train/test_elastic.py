@@ -180,3 +180,12 @@ def test_a_stuck_rank_is_found_named_and_replaced(one_node, shards, tmp_path):
     assert "rank 1 on node" in output
     rows = losses_of(config)
     assert [row["step"] for row in rows] == list(range(1, 37)) and {row["workers"] for row in rows} == {2}
+
+
+def test_a_worker_that_cannot_start_is_one_line(one_node, shards, tmp_path):
+    config = small_config(shards, str(tmp_path), "broken", **ELASTIC | {"backbone.arch": "no_such_package:backbone"})
+    run = Run(config, tmp_path)
+    output = run.end()
+    assert run.process.returncode == 2
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("swav-ray: run 'broken' stopped: ") and "no_such_package" in last, output

@@ -29,7 +29,7 @@ class Cluster:
     def __init__(self, nodes: int, *, slow_start: bool = False) -> None:
         self.nodes = {f"n{i}": Node(f"n{i}", {}) for i in range(nodes)}
         self.members: list[Any] = []
-        self.slow_start, self.ended = slow_start, list[str]()
+        self.slow_start, self.ended, self.failed_starts = slow_start, list[str](), list[str]()
 
     def drain(self, name: str, deadline_ms: int = 0) -> None:
         self.nodes[name] = Node(name, {}, draining=True, deadline_ms=deadline_ms)
@@ -140,6 +140,15 @@ def test_below_the_minimum_nothing_starts(clock) -> None:
     assert story.start() is None
     story.cluster.nodes["n9"] = Node("n9", {})
     assert story.start() == 2
+
+
+def test_workers_that_never_start_end_the_run_with_the_reason(clock) -> None:
+    story = Story(Cluster(1), clock, min=2)
+    story.cluster.failed_starts += ["once", "twice"]
+    assert story.start() is None
+    story.cluster.failed_starts.append("UserError: backbone.arch = 'nothing:here': cannot be imported")
+    with pytest.raises(RuntimeError, match=r"no worker starts: UserError: backbone\.arch"):
+        story.start()
 
 
 def test_a_new_node_is_warmed_while_the_group_works_and_joins_after_a_checkpoint(clock) -> None:
