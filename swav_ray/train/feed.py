@@ -15,13 +15,12 @@ from typing import Any
 from swav_ray.data.stream import Ahead, Batch, Position, Stream, tables
 from swav_ray.train.world import World
 
-BRIDGE_SECONDS = 20.0  # of steps made without Ray Data, at the pace of the first ones
-MEASURED_STEPS = 3
+MEASURED_STEPS = 3  # whose pace says how many steps `data.bridge_seconds` are
 
 
-def batches(stream: Stream, start: Position, world: World, crop_in: str) -> Generator[Batch]:
+def batches(stream: Stream, start: Position, world: World) -> Generator[Batch]:
     """This worker's batches from ``start`` to the end of the run. All workers take them in step."""
-    if crop_in == "worker":
+    if stream.config.data.crop_in == "worker":
         return stream.local(start, world.rank, world.size)
     return _bridged(stream, start, world)
 
@@ -29,6 +28,7 @@ def batches(stream: Stream, start: Position, world: World, crop_in: str) -> Gene
 def _bridged(stream: Stream, start: Position, world: World) -> Generator[Batch]:
     here = stream.local(start, world.rank, world.size)
     legs, first, change_at = None, None, None
+    seconds = stream.config.data.bridge_seconds
     began = 0.0
     try:
         for count, batch in enumerate(here, 1):
@@ -37,7 +37,8 @@ def _bridged(stream: Stream, start: Position, world: World) -> Generator[Batch]:
                 began = time.monotonic()  # the first step is no measure
             elif count == MEASURED_STEPS:
                 pace = (time.monotonic() - began) / (MEASURED_STEPS - 1)
-                change_at = stream.after(batch.next, world.broadcast(math.ceil(BRIDGE_SECONDS / pace)), world.size)
+                steps = world.broadcast(math.ceil(seconds / pace))  # rank 0's clock decides
+                change_at = stream.after(batch.next, steps, world.size)
                 if change_at is not None:
                     legs = _legs(stream, change_at, world)
                     first = Ahead(next(legs))

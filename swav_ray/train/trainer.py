@@ -249,7 +249,7 @@ def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) ->
         post(run.uri, {**row, "workers": world.size, "started": started})
 
     training = Training(config, run, world, report, injected)
-    stream = batches(training.stream, training.position, world, config.data.crop_in)
+    stream = batches(training.stream, training.position, world)
     try:
         figures, asked = training.run_to_end(stream)
     except BaseException:

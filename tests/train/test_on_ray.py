@@ -47,7 +47,7 @@ def test_a_worker_dies_and_everything_lies_on_s3(s3, trap, ray_cluster, shards, 
     arch = {"backbone.arch": "tests.train.small:mortal_backbone"}
     reference = train_here(small_config(shards, str(tmp_path), "calm", **arch))
     small_shards(f"{s3}/small")
-    on_ray = {"data.crop_in": "ray", "elastic.min": 2, "elastic.max": 2}
+    on_ray = {"data.crop_in": "ray", "data.bridge_seconds": 0, "elastic.min": 2, "elastic.max": 2}
     config = resolve(small_config(f"{s3}/small", f"{s3}/runs", "s3", **arch, **on_ray))
 
     trap.touch()

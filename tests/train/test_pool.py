@@ -1,0 +1,106 @@
+"""The pool on a real Ray: processes that serve again, and those that are told apart from them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import ray
+
+from swav_ray.config import Config
+from swav_ray.train.pool import Node, WarmPool, cluster_nodes
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Process:
+    """A worker process that does nothing, in one of several ways."""
+
+    def warm_up(self, config: Config) -> int:
+        if config.name == "broken":
+            raise ValueError("no such package")
+        return os.getpid()
+
+    def get_metadata(self) -> int:
+        return os.getpid()
+
+    def stop_ending(self) -> None:
+        self.stuck = True
+
+    def reset(self, seconds: float) -> bool:
+        return not hasattr(self, "stuck")
+
+
+def pool_of(count: int, name: str = "") -> WarmPool:
+    pool = WarmPool(ray.remote(Process), {"CPU": 1, "GPU": 0}, Config(name=name, num_prototypes=20))
+    pool.refresh()
+    pool.start_on(pool.nodes, count)
+    deadline = time.monotonic() + 60
+    while pool.warming:
+        assert time.monotonic() < deadline
+        pool.refresh()
+    return pool
+
+
+@pytest.fixture
+def pool() -> Any:
+    made = pool_of(3)
+    yield made
+    made.close()
+
+
+def test_processes_serve_again(pool) -> None:
+    first = pool.take(2)
+    pids = [member.metadata for member in first]
+    assert len(set(pids)) == 2 and [m.busy for m in pool.usable] == [True, True, False]
+    pool.reclaim()
+    again = pool.take(3)
+    assert len(again) == 3 and set(pids) < {ray.get(member.actor.get_metadata.remote()) for member in again}
+
+
+def test_the_dead_the_frozen_and_the_stuck_are_told_from_those_that_serve_again(pool) -> None:
+    pool.start_on(pool.nodes, 1)
+    while pool.warming:
+        pool.refresh()
+    dead, frozen, stuck, well = pool.take(4)
+    os.kill(dead.metadata, signal.SIGKILL)
+    os.kill(frozen.metadata, signal.SIGSTOP)
+    ray.get(stuck.actor.stop_ending.remote())
+    pool.reclaim()
+    assert pool.members == [well] and not well.busy
+    with pytest.raises(ProcessLookupError):  # the frozen one was ended, not left behind
+        for _ in range(200):
+            os.kill(frozen.metadata, 0)
+            time.sleep(0.05)
+
+
+def test_places_are_what_is_free_on_nodes_that_stay(pool) -> None:
+    node_id = next(iter(cluster_nodes()))
+    pool.nodes = {
+        node_id: Node(node_id, {"CPU": 2.5}),
+        "going": Node("going", {"CPU": 8}, draining=True),
+        "full": Node("full", {"CPU": 0.5}),
+    }
+    assert pool.slots() == {node_id: 2}
+    assert [member.node_id for member in pool.usable] == [node_id] * 3
+    pool.nodes[node_id] = Node(node_id, {"CPU": 3}, draining=True)
+    pool.take(1)
+    assert pool.slots() == {} and pool.usable == [] and pool.doomed == []
+
+
+def test_who_serves_on_a_draining_node_is_doomed_and_ended(pool) -> None:
+    (member,) = pool.take(1)
+    pool.nodes = {name: Node(name, {}, draining=True, deadline_ms=5) for name in pool.nodes}
+    assert pool.doomed == [member]
+    pool.reclaim()
+    assert member not in pool.members
+
+
+def test_a_start_that_fails_is_noted_and_its_node_left_alone() -> None:
+    pool = pool_of(1, "broken")
+    assert pool.members == [] and pool.slots() == {}
+    (why,) = pool.failed_starts
+    assert "no such package" in why
