@@ -257,7 +257,7 @@ class PatientFailurePolicy(DefaultFailurePolicy):
             self._seen, self._count = self.rules.best_step, 0
         self._count += 1
         lines = str(training_failed_error).strip().splitlines()
-        self.rules.lost(lines[-1][:300] if lines else "")
+        self.rules.lost(lines[-1].split(". ")[0][:200] if lines else "")
         return FailureDecision.RETRY if self._count <= FAILURES else FailureDecision.RAISE
 
 

@@ -102,7 +102,7 @@ class ElasticPolicy:
 
     def lost(self, cause: str) -> None:
         """The group failed."""
-        self.events.add("loss", step=self.best_step, workers=self._workers, cause=cause)
+        self.events.add("lost", step=self.best_step, workers=self._workers, cause=cause)
 
     def _recruit(self, nodes: Any) -> None:
         """Start, on ``nodes``, the processes that would bring the group to its largest possible size."""

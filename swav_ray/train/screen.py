@@ -74,9 +74,9 @@ class Screen:
 def _told(event: dict[str, Any]) -> str:
     kind = event["event"]
     if kind in ("grow", "drain", "restart"):
-        why = {"grow": "there is room for more", "drain": "a node is leaving", "restart": "some were lost"}[kind]
+        why = {"grow": "there is room for more", "drain": "a node is leaving", "restart": "going on with these"}[kind]
         return f"step {event['step']}: {event['workers_before']} -> {_workers(event['workers'])}, {why}"
-    if kind == "loss":
+    if kind == "lost":
         return f"step {event['step']}: workers were lost: {event['cause']}"
     if kind == "resumed":
         return f"step {event['step']}: training again on {_workers(event['workers'])} after {event['seconds_without_steps']} s"

@@ -137,11 +137,11 @@ def test_nodes_come_and_go_and_the_loss_curve_does_not_notice(one_node, shards, 
 
     assert run.process.returncode == 0, output
     kinds = Counter(event["event"] for event in run.events())
-    assert kinds["grow"] >= 1 and kinds["drain"] == 1 and kinds["loss"] == 1 and kinds["restart"] == 1, run.events()
-    assert "2 workers, a node is leaving" in output and "1 worker, some were lost" in output
+    assert kinds["grow"] >= 1 and kinds["drain"] == 1 and kinds["lost"] == 1 and kinds["restart"] == 1, run.events()
+    assert "2 workers, a node is leaving" in output and "1 worker, going on with these" in output
     # With notice no step is done twice; after the death at most the interval between checkpoints.
     executed = Counter(step.done for step in read_trace(trace))
-    lost_at = run.events("loss")[0]["step"]
+    lost_at = run.events("lost")[0]["step"]
     again = sorted(step for step, count in executed.items() if count > 1)
     assert all(lost_at - config.checkpoint.every_steps <= step <= lost_at + 1 for step in again), (again, lost_at)
     monkeypatch.delenv(TRACE)

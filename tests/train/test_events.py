@@ -44,8 +44,8 @@ def test_a_store_that_cannot_be_written_fails_nobody(tmp_path: Path) -> None:
     [
         ({"event": "grow", "workers_before": 1, "workers": 2}, "step 7: 1 -> 2 workers, there is room for more"),
         ({"event": "drain", "workers_before": 2, "workers": 1}, "step 7: 2 -> 1 worker, a node is leaving"),
-        ({"event": "restart", "workers_before": 3, "workers": 2}, "step 7: 3 -> 2 workers, some were lost"),
-        ({"event": "loss", "workers": 3, "cause": "reset by [peer]"}, "step 7: workers were lost: reset by [peer]"),
+        ({"event": "restart", "workers_before": 3, "workers": 2}, "step 7: 3 -> 2 workers, going on with these"),
+        ({"event": "lost", "workers": 3, "cause": "reset by [peer]"}, "step 7: workers were lost: reset by [peer]"),
         ({"event": "resumed", "workers": 2, "seconds_without_steps": 1.2}, "step 7: training again on 2 workers after 1.2 s"),
         (
             {"event": "stuck", "rank": 1, "node": "abcdef0123456789", "seconds": 300.4, "phase": "step", "where": "a.py:5 f"},

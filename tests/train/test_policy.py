@@ -222,7 +222,7 @@ def test_after_a_loss_whoever_is_left_goes_on_at_once(clock) -> None:
     story.policy.lost("it died")
     story.cluster.die("n2")
     assert story.start() == 2
-    assert [event for event, _ in story.events] == ["start", "loss", "restart"]
+    assert [event for event, _ in story.events] == ["start", "lost", "restart"]
 
 
 def test_only_allowed_sizes(clock) -> None:
