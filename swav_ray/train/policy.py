@@ -87,8 +87,11 @@ class ElasticPolicy:
         if self._yield is not None:
             return self._follow_yield(beats, now)
         remaining = self.clock.remaining(beats[0].steps)
-        places = self._new_places.settled(self.pool.slots(), now)
-        if growth_pays(len(actors), len(actors) + len(places), remaining, self.clock.restart_seconds):
+        slots = self.pool.slots()
+        places = self._new_places.settled(slots, now)
+        there = len(self.pool.usable) + len(self.pool.warming)
+        room = fitting_size(there + sum(slots[node] for node in places), self.elastic)
+        if growth_pays(len(actors), room, remaining, self.clock.restart_seconds):
             self._recruit(places)
         target = fitting_size(len(self.pool.usable), self.elastic)
         rested = now - self._resized_at > self.elastic.cooldown_seconds
