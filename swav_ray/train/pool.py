@@ -26,6 +26,7 @@ PING_SECONDS = 5.0  # for any process to answer, when a group has failed
 GRACE_SECONDS = 0.75  # for the others, once one has; calls to a dead node fail after 1.5 s only
 RESET_SECONDS = 5.0  # for a training thread to end once it is released or its peers are gone
 START_SECONDS = 300.0  # for a process to start and import; a cloud node may pull its image first
+_SHARED = {"CPU", "memory"}  # short tasks (Ray Data's) take and give these all the time; a worker gets its turn among them
 AVOID_SECONDS = 5.0  # before a node on which a process did not start is tried again
 
 
@@ -44,9 +45,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Node:
-    """A node as the pool sees it: what is free there, and until when it lives (epoch ms; 0: it is not draining)."""
+    """A node as the pool sees it: what it has, what is free of it, and whether it is about to leave (epoch ms; 0: unknown)."""
 
     node_id: str
+    total: dict[str, float]
     free: dict[str, float]
     draining: bool = False
     deadline_ms: int = 0
@@ -58,8 +60,11 @@ def cluster_nodes() -> dict[str, Node]:
 
     free = state.available_resources_per_node()
     draining = state.get_draining_nodes()
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    return {name: Node(name, dict(free.get(name, {})), name in draining, draining.get(name, 0)) for name in alive}
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return {
+        name: Node(name, dict(total), dict(free.get(name, {})), name in draining, draining.get(name, 0))
+        for name, total in alive.items()
+    }
 
 
 class WarmPool:
@@ -129,16 +134,25 @@ class WarmPool:
             self.discard(member, "it was stuck")
 
     def slots(self) -> dict[str, int]:
-        """How many more workers each node could hold that is not draining; nodes with none are left out."""
+        """How many more workers each node could hold that is not draining; nodes with none are left out.
+
+        Processors count as free unless our own workers hold them, accelerators and custom resources only if nobody does.
+        """
         found = {}
         for node in self.nodes.values():
             if node.draining or time.monotonic() < self._avoided.get(node.node_id, 0.0):
                 continue
-            room = min((node.free.get(key, 0.0) / need for key, need in self.resources.items()), default=1.0)
+            here = [member for member in self.members if member.node_id == node.node_id]
             # What was started and does not run yet is not taken off the node's free resources.
-            waiting = sum(member.node_id == node.node_id and member.metadata is None for member in self.members)
-            if (count := int(room + 1e-9) - waiting) > 0:
-                found[node.node_id] = count
+            waiting = sum(member.metadata is None for member in here)
+            room = float("inf")
+            for key, need in self.resources.items():
+                if key in _SHARED:
+                    room = min(room, node.total.get(key, 0.0) / need - len(here))
+                else:
+                    room = min(room, node.free.get(key, 0.0) / need - waiting)
+            if room >= 1 - 1e-9:
+                found[node.node_id] = int(min(room, 1e6) + 1e-9)
         return found
 
     def start(self, node_id: str) -> Member:

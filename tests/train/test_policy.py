@@ -27,12 +27,12 @@ class Cluster:
     """Nodes of one place each, and a pool that starts a worker at once or when told so."""
 
     def __init__(self, nodes: int, *, slow_start: bool = False) -> None:
-        self.nodes = {f"n{i}": Node(f"n{i}", {}) for i in range(nodes)}
+        self.nodes = {f"n{i}": Node(f"n{i}", {}, {}) for i in range(nodes)}
         self.members: list[Any] = []
         self.slow_start, self.ended, self.failed_starts = slow_start, list[str](), list[str]()
 
     def drain(self, name: str, deadline_ms: int = 0) -> None:
-        self.nodes[name] = Node(name, {}, draining=True, deadline_ms=deadline_ms)
+        self.nodes[name] = Node(name, {}, {}, draining=True, deadline_ms=deadline_ms)
 
     def warm(self) -> None:
         for member in self.members:
@@ -138,7 +138,7 @@ def test_the_first_start_waits_for_all_that_are_coming_but_not_for_ever(clock) -
 def test_below_the_minimum_nothing_starts(clock) -> None:
     story = Story(Cluster(1), clock, min=2)
     assert story.start() is None
-    story.cluster.nodes["n9"] = Node("n9", {})
+    story.cluster.nodes["n9"] = Node("n9", {}, {})
     assert story.start() == 2
 
 
@@ -156,7 +156,7 @@ def test_a_new_node_is_warmed_while_the_group_works_and_joins_after_a_checkpoint
     assert story.start() == 1
     story.cluster.slow_start = True
     story.pass_seconds(40)
-    story.cluster.nodes["n1"] = Node("n1", {})
+    story.cluster.nodes["n1"] = Node("n1", {}, {})
     assert story.pass_seconds(1.5) is None and not story.cluster.warming, "it may be gone in a second"
     assert story.pass_seconds(20) is None and len(story.cluster.warming) == 1
     assert not story.group[0].actor.asked, "nobody stops for a process that is not ready"
@@ -169,7 +169,7 @@ def test_a_growth_waits_for_the_cool_down(clock) -> None:
     story = Story(Cluster(1), clock, patience_seconds=0, cooldown_seconds=30)
     story.start()
     story.pass_seconds(5)
-    story.cluster.nodes["n1"] = Node("n1", {})
+    story.cluster.nodes["n1"] = Node("n1", {}, {})
     assert story.pass_seconds(20) is None
     assert story.pass_seconds(10) == 2
 
@@ -178,7 +178,7 @@ def test_a_growth_at_the_end_of_a_run_does_not_pay(clock) -> None:
     story = Story(Cluster(1), clock, patience_seconds=0, cooldown_seconds=0)
     story.start()
     story.pass_seconds(20, steps=60)
-    story.cluster.nodes["n1"] = Node("n1", {})
+    story.cluster.nodes["n1"] = Node("n1", {}, {})
     assert story.pass_seconds(5, steps=story.step + 15) is None
     assert len(story.cluster.members) == 1, "and nothing is started for it"
 
@@ -211,7 +211,7 @@ def test_too_few_stay_so_all_is_saved_and_they_wait(clock) -> None:
     story.cluster.drain("n1")
     assert story.pass_seconds(10) is None
     assert all(Request.YIELD in member.actor.asked for member in story.group)
-    story.cluster.nodes["n2"] = Node("n2", {})
+    story.cluster.nodes["n2"] = Node("n2", {}, {})
     assert story.pass_seconds(1) == 2, "a new node takes its place"
 
 

@@ -80,20 +80,23 @@ def test_the_dead_the_frozen_and_the_stuck_are_told_from_those_that_serve_again(
 def test_places_are_what_is_free_on_nodes_that_stay(pool) -> None:
     node_id = next(iter(cluster_nodes()))
     pool.nodes = {
-        node_id: Node(node_id, {"CPU": 2.5}),
-        "going": Node("going", {"CPU": 8}, draining=True),
-        "full": Node("full", {"CPU": 0.5}),
+        node_id: Node(node_id, {"CPU": 5.5}, {"CPU": 0.0}),  # three of them ours, the others busy with short tasks
+        "going": Node("going", {"CPU": 8}, {"CPU": 8}, draining=True),
+        "small": Node("small", {"CPU": 0.5}, {"CPU": 0.5}),
     }
     assert pool.slots() == {node_id: 2}
+    pool.resources = {"CPU": 1, "slot": 1}
+    pool.nodes["used"] = Node("used", {"CPU": 8, "slot": 2}, {"CPU": 8, "slot": 1})
+    assert pool.slots() == {"used": 1}, "somebody holds the other slot"
     assert [member.node_id for member in pool.usable] == [node_id] * 3
-    pool.nodes[node_id] = Node(node_id, {"CPU": 3}, draining=True)
+    pool.nodes = {node_id: Node(node_id, {"CPU": 8}, {"CPU": 3}, draining=True)}
     pool.take(1)
     assert pool.slots() == {} and pool.usable == [] and pool.doomed == []
 
 
 def test_who_serves_on_a_draining_node_is_doomed_and_ended(pool) -> None:
     (member,) = pool.take(1)
-    pool.nodes = {name: Node(name, {}, draining=True, deadline_ms=5) for name in pool.nodes}
+    pool.nodes = {name: Node(name, {}, {}, draining=True, deadline_ms=5) for name in pool.nodes}
     assert pool.doomed == [member]
     pool.reclaim()
     assert member not in pool.members
