@@ -59,12 +59,17 @@ def run_sweep(space: Space) -> Outcome:
     """Run a sweep to its budget on the connected Ray cluster; one begun before goes on.
 
     Raises:
-        UserError: another space under this name, or the cluster cannot hold a trial.
+        UserError: another space under this name, the cluster cannot hold a trial, or a batch that no trial would have.
     """
     from ray import tune
 
     folder = sweep_folder(space)
     base = resolve(space.config(_point(space), trial=True))
+    if base.elastic.scale_lr_with_batch and base.elastic.max > 1:
+        raise UserError(
+            f"elastic.scale_lr_with_batch with elastic.max {base.elastic.max}: a trial has one worker and would train on "
+            f"1/{base.elastic.max} of the batch; set elastic.max 1 in the space's overrides"
+        )
     study = open_study(space, folder)
     baselines = measure_baselines(base, Storage(str(folder)))
     _check_resources(space)
