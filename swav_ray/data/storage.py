@@ -27,7 +27,9 @@ S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"retries": {"max_attempts": 2, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30},
     "use_listings_cache": False,
 }
-PART_BYTES = 32 * 2**20  # of an upload in parts, from twice that size on; S3 shows nothing of it before the last is there
+# Of an upload in parts, from twice that size on; S3 shows nothing of it before the last is there. Each part is copied under
+# Python's lock: short copies hold up a training loop less.
+PART_BYTES = 8 * 2**20
 _T = TypeVar("_T")
 
 

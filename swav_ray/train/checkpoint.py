@@ -170,7 +170,7 @@ class Checkpoints:
             self._in_memory.pop(next(iter(self._in_memory)))
         try:
             self._retain(name)
-        except OSError as error:
+        except Exception as error:  # the new one is complete all the same
             logger.warning("%s: old checkpoints cannot be removed: %s", self.folder.uri, error)
 
     def _retain(self, newest: str) -> None:

@@ -140,6 +140,7 @@ def test_a_run_whose_last_checkpoint_fails_says_so(shards: Storage, tmp_path: Pa
     training = Training(config, open_run(config), World(), report)
     with pytest.raises(UserError, match=f"step-{STEPS:09d}: checkpoint cannot be written: .*; earlier checkpoints are kept"):
         training.run_to_end(training.stream.local(training.position))
+    training.log.close()
     assert Checkpoints(Storage(str(tmp_path / "aside"))).newest()[1]["step"] == STEPS // EPOCHS
 
 
