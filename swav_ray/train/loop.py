@@ -299,6 +299,7 @@ class Training:
         about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
         assert self.log is not None
         self.log.flush()
+        self.log.check()
         self.checkpoints.save_async(self.step, state, about, first=self.log.upload)
 
     def _load(self, state: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,33 @@ class MetricsLog:
         self._path = self._scratch / FILE
         Storage(str(self._scratch)).write(FILE, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")
+        self._problem: OSError | None = None
         self._board = SummaryWriter(str(self._scratch / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one step's line; plain numbers in it go to TensorBoard."""
-        self._file.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if isinstance(value, int | float) and key != "step":
-                self._board.add_scalar(key, value, row["step"])
+        with self._noting():
+            self._file.write(json.dumps(row) + "\n")
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._board.add_scalar(key, value, row["step"])
 
     def flush(self) -> None:
         """Make what was written visible to readers of the folder."""
-        self._file.flush()
+        with self._noting():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # this rank alone knows; at the next checkpoint all ranks hear of it (`check`)
+            self._problem = self._problem or error
+
+    def check(self) -> None:
+        """Raise what kept a line from being written, as a full disk does."""
+        if self._problem is not None:
+            raise self._problem
 
     def upload(self) -> None:
         """Copy what was flushed to the run's folder where that is S3; with each checkpoint, from any thread."""
@@ -78,5 +94,6 @@ class MetricsLog:
     def close(self) -> None:
         self._board.close()
         self.flush()
+        self.check()
         self.upload()
         self._file.close()

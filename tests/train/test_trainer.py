@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 
 from swav_ray.config import load_config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
+from swav_ray.train.loop import Training
 from swav_ray.train.metrics import MetricsLog, read_metrics
 from swav_ray.train.scoring import load_run
 from swav_ray.train.trainer import open_run, resolve
+from swav_ray.train.world import World
 from tests.train.small import small_config, small_shards, train_here
 
 
@@ -113,3 +118,13 @@ def test_too_many_bad_images_stop_the_run(shards, tmp_path, monkeypatch):
         train_here(small_config(shards, str(tmp_path), "bad"))
     rows = train_here(small_config(shards, str(tmp_path), "lenient", **{"data.max_bad_fraction": 0.5}))
     assert 25 < rows[8]["bad_images"] < 41, "every tenth of 330"
+
+
+def test_a_disk_that_fills_under_the_metrics_is_one_line_at_the_next_checkpoint(shards, tmp_path, monkeypatch):
+    config = small_config(shards, str(tmp_path), "full")
+    training = Training(config, open_run(config), World())
+    assert training.log is not None
+    said = pytest.raises(UserError, match="full: cannot be written: No space left on device; earlier checkpoints are kept")
+    with contextlib.suppress(OSError), Path("/dev/full").open("a") as training.log._file, said:  # closing it fails too
+        training.run_to_end(training.stream.local(training.position))
+    assert training.step == config.checkpoint.every_steps, "it was said at the first chance that all ranks share"
