@@ -18,6 +18,7 @@ from swav_ray.train.resize import Clock, Debounce, fitting_size, growth_pays
 from swav_ray.train.signals import Beat, Request
 
 START_TOGETHER_SECONDS = 30.0  # how long the first start waits for more workers than are needed
+SILENT_WAIT_SECONDS, WAITING_TOLD_EVERY_SECONDS = 10.0, 60.0  # for nodes that are not there
 FAILED_STARTS = 3  # in a row, and no worker has ever started since, before the run gives up
 BACKSTOP_SECONDS = 1800.0  # for phases that may be long, and of a collective; a stuck rank is found long before
 SLOW_PHASES = {"idle", "start", "probe", "checkpoint"}
@@ -44,6 +45,7 @@ class ElasticPolicy:
         self._resized_at = float("-inf")
         self._workers = 0  # of the last group
         self._first_usable = float("inf")  # when there were first enough workers to start
+        self._tell_at = float("inf")  # when to say that the cluster has too few nodes
 
     def without_group(self) -> int | None:
         """There is no group, or it failed: the size to start with, once there are workers for it.
@@ -61,6 +63,7 @@ class ElasticPolicy:
             raise RuntimeError(f"no worker starts: {self.pool.failed_starts[-1]}")
         self._recruit(self.pool.slots())
         now = time.monotonic()
+        self._tell_of_waiting(now, usable)
         self._first_usable = min(self._first_usable, now) if usable else float("inf")
         late = now - self._first_usable > START_TOGETHER_SECONDS
         return self._resize(usable) if usable and (late or not self.pool.warming) else None
@@ -114,6 +117,16 @@ class ElasticPolicy:
         missing = fitting_size(len(staying) + room, self.elastic) - len(staying)
         if missing > 0:
             self.pool.start_on(nodes, missing)
+
+    def _tell_of_waiting(self, now: float, usable: int) -> None:
+        if usable or self.pool.warming:
+            self._tell_at = float("inf")
+        elif now >= self._tell_at:
+            room = len(self.pool.members) + sum(self.pool.slots().values())
+            self.events.add("waiting", room=room, needed=self.elastic.min, each=self.pool.resources)
+            self._tell_at = now + WAITING_TOLD_EVERY_SECONDS
+        elif self._tell_at == float("inf"):
+            self._tell_at = now + SILENT_WAIT_SECONDS
 
     def _resize(self, count: int) -> int:
         why, self._yield = (self._yield[0] if self._yield else ("restart" if self._workers else "start")), None

@@ -85,6 +85,11 @@ def _told(event: dict[str, Any]) -> str:
             f"step {event['step']}: rank {event['rank']} on node {event['node'][:8]} held up all others for "
             f"{event['seconds']:.0f} s in {event['phase']} ({event['where']}) and was ended"
         )
+    if kind == "waiting":
+        each = ", ".join(f"{amount:g} {name}" for name, amount in event["each"].items())
+        return (
+            f"waiting for nodes: the run needs {_workers(event['needed'])} of {each}, the cluster has room for {event['room']}"
+        )
     if kind == "late":
         return f"step {event['step']}: {event['waited_for']} did not come in time; work since the last one is done again"
     return ""

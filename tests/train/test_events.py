@@ -51,6 +51,10 @@ def test_a_store_that_cannot_be_written_fails_nobody(tmp_path: Path) -> None:
             {"event": "stuck", "rank": 1, "node": "abcdef0123456789", "seconds": 300.4, "phase": "step", "where": "a.py:5 f"},
             "step 7: rank 1 on node abcdef01 held up all others for 300 s in step (a.py:5 f) and was ended",
         ),
+        (
+            {"event": "waiting", "room": 1, "needed": 2, "each": {"CPU": 1.0, "GPU": 0.5}},
+            "waiting for nodes: the run needs 2 workers of 1 CPU, 0.5 GPU, the cluster has room for 1",
+        ),
         ({"event": "start", "workers_before": 0, "workers": 2}, ""),
     ],
 )

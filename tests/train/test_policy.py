@@ -29,6 +29,7 @@ class Cluster:
     def __init__(self, nodes: int, *, slow_start: bool = False) -> None:
         self.nodes = {f"n{i}": Node(f"n{i}", {}, {}) for i in range(nodes)}
         self.members: list[Any] = []
+        self.resources = {"CPU": 1.0}
         self.slow_start, self.ended, self.failed_starts = slow_start, list[str](), list[str]()
 
     def drain(self, name: str, deadline_ms: int = 0) -> None:
@@ -140,6 +141,15 @@ def test_below_the_minimum_nothing_starts(clock) -> None:
     assert story.start() is None
     story.cluster.nodes["n9"] = Node("n9", {}, {})
     assert story.start() == 2
+
+
+def test_a_wait_for_nodes_is_told_now_and_then(clock) -> None:
+    story = Story(Cluster(1), clock, min=3)
+    for _ in range(100):
+        clock.now += 1.0
+        assert story.start() is None
+    told = [about for event, about in story.events if event == "waiting"]
+    assert told == [{"room": 1, "needed": 3, "each": {"CPU": 1.0}}] * 2
 
 
 def test_workers_that_never_start_end_the_run_with_the_reason(clock) -> None:
