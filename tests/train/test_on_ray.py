@@ -13,8 +13,17 @@ import pytest
 import yaml
 
 from swav_ray.data.storage import Storage
+from swav_ray.data.stream import Position, Stream
+from swav_ray.train.feed import MEASURED_STEPS, batches
 from swav_ray.train.trainer import pretrain, resolve
+from swav_ray.train.world import World
 from tests.train.small import EPOCHS, ROWS, STEPS, losses_of, small_config, small_shards, train_here
+
+
+def actors() -> list[dict]:
+    from ray._private.state import actors as known
+
+    return [{"state": actor["State"], "class_name": actor["ActorClassName"]} for actor in known().values()]
 
 
 def _assert_history(rows: list[dict], reference: list[dict]) -> None:
@@ -58,6 +67,33 @@ def test_a_worker_dies_and_everything_lies_on_s3(s3, trap, ray_cluster, shards, 
     _assert_history(losses_of(config), reference)
     names = Storage(config.storage).list("s3/checkpoints")
     assert names[-1] == f"step-{STEPS:09d}"
+
+
+def test_the_first_steps_are_made_here_and_the_stream_changes_over_to_ray_data(ray_cluster, shards, tmp_path):
+    """The same batches as without Ray Data, which brings all but the first few; a stream let go of leaves nothing running."""
+    config = small_config(shards, str(tmp_path), "fed", **{"data.crop_in": "ray", "data.bridge_seconds": 0})
+    stream = Stream(config)
+    start = Position(0, stream.steps.start(2))
+    brought = []
+
+    class Watched(Stream):
+        def batches_of(self, start, legs, rank, world_size):
+            for batch in super().batches_of(start, legs, rank, world_size):
+                brought.append(batch.ids)
+                yield batch
+
+    fed = [batch.ids for batch in batches(Watched(config), start, World())]
+    assert fed == [batch.ids for batch in stream.local(start)]
+    assert brought == fed[MEASURED_STEPS:]
+
+    again = batches(Watched(config), start, World())
+    for _ in range(MEASURED_STEPS + 2):
+        next(again)
+    again.close()
+    deadline = time.monotonic() + 60
+    while any(actor["state"] == "ALIVE" and "SplitCoordinator" in actor["class_name"] for actor in actors()):
+        assert time.monotonic() < deadline, "Ray Data goes on for nobody"
+        time.sleep(0.2)
 
 
 def test_a_driver_is_killed_and_another_worker_count_goes_on(shards, tmp_path):
