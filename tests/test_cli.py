@@ -226,7 +226,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configurations that `pretrain` would train, from now on."""
     configs: list[Config] = []
 
-    def run(config: Config, show: Any) -> dict[str, Any]:
+    def run(config: Config, show: Any, tell: Any) -> dict[str, Any]:
         configs.append(config)
         return {"probe/top1": 0.98, "probe/top1_stderr": 0.004, "probe/rows": 800}
 

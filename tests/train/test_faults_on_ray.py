@@ -105,7 +105,7 @@ def test_a_schedule_is_applied_and_noted(cluster: LocalCluster) -> None:
     assert all(row["at"] >= row["planned"] for row in log)
     assert log[4]["planned"] >= log[3]["at"] + 0.5
     assert not psutil.pid_exists(pids[1])
-    assert not any(process.is_running() for process in raylet)
+    assert psutil.wait_procs(raylet, timeout=30)[1] == []
     until(lambda: _alive() == {added})  # Ray notices a killed node late
     for worker in workers:
         ray.kill(worker)
