@@ -150,6 +150,22 @@ def test_nodes_come_and_go_and_the_loss_curve_does_not_notice(one_node, shards, 
     assert_same_history(config, calm)
 
 
+def test_rank_0_itself_is_given_notice(one_node, shards, trace, tmp_path):
+    """The writer of checkpoints leaves: its last one is complete before it goes, and no step is done twice."""
+    one_node.add_node()
+    trace.unlink(missing_ok=True)
+    config = small_config(shards, str(tmp_path), "notice", **ELASTIC | {"epochs": 4, "checkpoint.every_steps": 1000})
+    run = Run(config, tmp_path, SWAV_RAY_FAULTS='[{"rank": 0, "step": 12, "kind": "drain", "seconds": 30}]')
+    output = run.end()
+    while one_node.nodes:  # one of them is marked for good
+        one_node.kill_node(one_node.nodes[-1])
+    assert run.process.returncode == 0, output
+    (drain,) = run.events("drain")
+    assert drain["workers_before"] == 2 and drain["workers"] == 1 and 12 < drain["step"] < 20
+    assert [step.done for step in read_trace(trace)] == list(range(36)), "each step once"
+    assert [row["step"] for row in losses_of(config)] == list(range(1, 37))
+
+
 def test_a_stop_is_graceful_and_the_same_command_goes_on(one_node, shards, tmp_path):
     """SIGTERM, as `ray job stop` sends it: the step is finished, all is saved, and nothing is done again."""
     config = small_config(shards, str(tmp_path), "stopped", **ELASTIC | {"checkpoint.every_steps": 1000, "epochs": 4})
