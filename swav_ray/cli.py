@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from swav_ray import __version__
 from swav_ray.errors import Stopped, StorageAwayError, UserError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="swav-ray",

@@ -89,10 +89,10 @@ class Faults:
             raise UserError(f"{VARIABLE}: {type(entries).__name__} instead of a list like {EXAMPLE}")
         return cls([_checked(f"{VARIABLE}[{index}]", entry) for index, entry in enumerate(entries)])
 
-    def of_run(self, run: Storage, claim: Claim | None = None) -> Faults:
-        """The same for the worker processes of ``run``; each claims through ``claim``, by default :func:`claim_in_folder`."""
+    def of_run(self, run: Storage) -> Faults:
+        """The same for the worker processes of ``run``; each claims through :func:`claim_in_folder`."""
         bound = Faults(self.faults)
-        bound._run, bound._claim = run, claim or claim_in_folder(run)
+        bound._run, bound._claim = run, claim_in_folder(run)
         return bound
 
     def before_step(self, rank: int, step: int) -> None:
@@ -161,18 +161,6 @@ def claim_in_folder(run: Storage) -> Claim:
         except FileExistsError:
             return False
         return True
-
-    return claim
-
-
-def claim_in_ray(run: Storage) -> Claim:
-    """Claims in the key-value store of the connected Ray: they live as long as the cluster, also when storage is away."""
-
-    def claim(name: str) -> bool:
-        from ray.experimental.internal_kv import _internal_kv_put
-
-        existed = _internal_kv_put(f"{run.uri}/{name}", b"1", overwrite=False, namespace="swav-ray-faults")
-        return not existed
 
     return claim
 

@@ -76,8 +76,8 @@ class Signals:
         frame = sys._current_frames().get(self._thread or 0) if beat.seconds > LOOK_AFTER_SECONDS else None
         if frame is None:
             return beat
-        stack = traceback.extract_stack(frame)[-3:]
-        where = " < ".join(f"{Path(entry.filename).name}:{entry.lineno} {entry.name}" for entry in reversed(stack))
+        stack = traceback.extract_stack(frame)[-6:]  # a collective has wrappers around it and waits below it
+        where = " < ".join(f"{Path(entry.filename).name}:{entry.lineno} {entry.name}" for entry in reversed(stack[-3:]))
         return replace(beat, where=where, waiting=any(entry.name in _WAITS for entry in stack))
 
     def park(self) -> None:

@@ -130,17 +130,17 @@ def pretrain(
     run = open_run(config)
     run.delete(STATUS)
     with ProgressReader(run.uri, show, tell):
-        before = -1
+        before = _newest_step(run)
         while True:
             trainer = _trainer(config, run)
             try:
                 trainer.fit()
                 break
             except Exception as error:  # Ray's own failure, or more losses in a row than it bears
-                if read_status(run) is not None:
+                if read_status(run) is not None or getattr(trainer, "stopped", False):
                     break
                 newest = _newest_step(run)
-                if newest <= before or isinstance(error, UserError):
+                if newest <= before:
                     raise UserError(
                         f"run {config.name!r} stopped: {_cause(error)}; the same command goes on from its last checkpoint"
                     ) from error

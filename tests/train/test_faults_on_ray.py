@@ -15,7 +15,7 @@ from ray._private.state import state
 from benchmarks.cluster import ClusterDriver, LocalCluster
 from swav_ray.data.storage import Storage
 from swav_ray.train.disturbances import Disturbance
-from swav_ray.train.faults import Faults, claim_in_ray
+from swav_ray.train.faults import Faults
 from tests.train.test_faults import until
 
 
@@ -38,22 +38,9 @@ class RayTrainWorker:
     def before_step(self, faults: str, run: str, rank: int, step: int) -> None:
         Faults.from_json(faults).of_run(Storage(run)).before_step(rank, step)
 
-    def claims(self, run: str) -> list[int]:
-        claim = claim_in_ray(Storage(run))
-        return [name for name in range(50) if claim(str(name))]
-
 
 def _alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"] and "slot" in node["Resources"]}
-
-
-def test_a_claim_in_ray_is_won_by_one_process_of_all_nodes(cluster: LocalCluster, tmp_path: Path) -> None:
-    workers = [RayTrainWorker.remote() for _ in range(2)]
-    assert len({node for node, _ in ray.get([worker.where.remote() for worker in workers])}) == 2
-    won = ray.get([worker.claims.remote(str(tmp_path / "run")) for worker in workers])
-    assert sorted(name for names in won for name in names) == list(range(50))
-    for worker in workers:
-        ray.kill(worker)
 
 
 def test_drain_gives_notice_for_the_node_of_its_rank_once(cluster: LocalCluster, tmp_path: Path) -> None:
