@@ -35,8 +35,8 @@ class Verdict:
     advice: str
 
     @property
-    def failed(self) -> bool:
-        return self.state in ("collapsed", "diverged")
+    def unwell(self) -> bool:
+        return self.state in ("collapsed", "stuck", "diverged")
 
 
 class CollapseWatch:
