@@ -1,4 +1,4 @@
-"""The errors that the command line prints as one line: a user's mistake, and a store that is away."""
+"""The errors that the command line prints as one line: a user's mistake, failed machines, and a store that is away."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+class InfraError(UserError):
+    """Processes, nodes or the store failed, and not the configuration: the same command goes on from the last checkpoint.
+
+    A sweep tries such a trial again and does not count it; catch it before :class:`UserError`.
+    """
 
 
 class Stopped(Exception):  # noqa: N818  not an error
