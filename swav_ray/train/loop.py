@@ -247,7 +247,9 @@ class Training:
             if self.log is not None and "probe/top1" in found:
                 self.log.write({"step": self.step, "epoch": epochs_done - 1, **found})
         if self.world.rank == 0:
-            signs: dict[str, Any] = {key: last[key] for key in ("loss", "verdict", "unwell_since", "prototypes_in_use") if key in last}
+            signs: dict[str, Any] = {
+                key: last[key] for key in ("loss", "verdict", "unwell_since", "prototypes_in_use") if key in last
+            }
             self.report({"step": self.step, "epoch": epochs_done - 1, **signs, **found})
         self._tick = time.monotonic()
         return found
