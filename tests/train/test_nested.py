@@ -23,6 +23,7 @@ from benchmarks.traced import TRACE
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import InfraError, Stopped, UserError
+from swav_ray.train import nested
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.cluster import cluster_slots
 from swav_ray.train.events import read_events
@@ -111,7 +112,7 @@ def events(run: ElasticRun) -> list[str]:
 
 
 def test_rows_come_in_order_an_abort_is_done_in_a_moment_and_a_new_life_goes_on(quiet, shards, tmp_path):
-    config = small_config(shards, str(tmp_path), "lives", **SETTINGS | {"epochs": 6})
+    config = small_config(shards, str(tmp_path), "lives", **SETTINGS | {"epochs": 4})
     first = ElasticRun(config)
     rows = [first.next_result(SECONDS) for _ in range(3)]
     told = time.monotonic()
@@ -129,11 +130,37 @@ def test_rows_come_in_order_an_abort_is_done_in_a_moment_and_a_new_life_goes_on(
     epochs = {row["epochs_done"]: row for row in second.results()}
     figures = second.result()
     assert next(iter(epochs)) == 2 and list(epochs) == sorted(epochs), "first what an earlier life had found and saved"
-    assert list(epochs)[-3:] == [4, 5, 6] and "workers" in epochs[5]
-    assert figures["epochs_done"] == 6 and figures["probe/top1"] == epochs[6]["probe/top1"]
+    assert list(epochs)[-1] == 4 and "workers" in epochs[4]
+    assert figures["epochs_done"] == 4 and figures["probe/top1"] == epochs[4]["probe/top1"]
     probed = [row for row in read_metrics(Storage(config.storage) / config.name) if "probe/top1" in row]
-    assert [(row["epochs_done"], row["probe/top1"]) for row in probed] == [(n, epochs[n]["probe/top1"]) for n in (2, 4, 6)]
-    assert [row["step"] for row in losses_of(config)] == list(range(1, 55))
+    assert [(row["epochs_done"], row["probe/top1"]) for row in probed] == [(n, epochs[n]["probe/top1"]) for n in (2, 4)]
+    assert [row["step"] for row in losses_of(config)] == list(range(1, 37))
+
+
+def test_an_abort_while_it_starts_leaves_nothing_either(quiet, shards, tmp_path):
+    def started(name: str) -> bool:
+        return any(row["ActorClassName"] == name and row["State"] != "DEAD" for row in actors().values())
+
+    config = small_config(shards, str(tmp_path), "short", **SETTINGS)
+    for moment in (None, "ElasticController", "WarmTrainWorker"):
+        run = ElasticRun(config)
+        if moment:
+            eventually(moment, lambda moment=moment: started(moment))
+        told = time.monotonic()
+        assert run.abort()
+        eventually("its places", lambda: ray.available_resources().get("CPU") == 4, 3.0)
+        assert not left() and time.monotonic() - told < 3.0, moment
+
+
+def test_an_epoch_that_a_loss_sends_the_run_back_to_is_told_once(monkeypatch, shards, tmp_path):
+    def lossy(config: Config, epoch: Callable[[dict[str, Any]], None], **_: Any) -> dict[str, Any]:
+        for number in (1, 2, 1, 2, 3):
+            epoch({"epochs_done": number})
+        return {"epochs_done": 3}
+
+    monkeypatch.setattr(nested, "pretrain", lossy)
+    run = ElasticRun(small_config(shards, str(tmp_path), "lossy"))
+    assert [row["epochs_done"] for row in run.results()] == [1, 2, 3] and run.result() == {"epochs_done": 3}
 
 
 def test_runs_share_a_cluster_and_the_shares_change(quiet, shards, tmp_path):
@@ -212,6 +239,13 @@ def test_a_lost_controller_is_not_the_configurations_fault(quiet, shards, tmp_pa
 
     os.kill(eventually("the controller", pid), signal.SIGKILL)
     with pytest.raises(InfraError, match=r"run 'lost' stopped: .*; the same command goes on from its last checkpoint"):
+        run.result(SECONDS)
+
+
+def test_a_full_disk_is_not_either(quiet, shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWAV_RAY_FAULTS", '[{"rank": 0, "step": 3, "kind": "full_disk"}]')
+    run = ElasticRun(small_config(shards, str(tmp_path), "full", **SETTINGS | {"elastic.min": 1, "elastic.max": 1}))
+    with pytest.raises(InfraError, match=r"checkpoint cannot be written: No space left on device"):
         run.result(SECONDS)
 
 
