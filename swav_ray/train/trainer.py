@@ -27,6 +27,8 @@ from swav_ray.train.signals import SIGNALS, Request
 
 CONFIG, STATUS = "config.yaml", "status.json"
 RESTARTS = 8  # worker groups lost without notice before stock Ray gives up
+# Ray Data asks for room every 10 s; what a killed run's asked for counts against the others' for so long (180 s by default).
+DATA_REQUEST_SECONDS = 30
 SETTLE_SECONDS = 3.0  # for a checkpoint under way when the group fails; a process that still writes one then is ended
 logger = logging.getLogger(__name__)
 
@@ -207,6 +209,7 @@ def _trainer(config: Config, run: Storage, control: Control, share_key: str | No
     scaling: dict[str, Any] = {}
     if not ours:
         scaling["elastic_resize_monitor_interval_s"] = max(3.0, elastic.patience_seconds)
+    environment = {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_REQUEST_SECONDS)}
     own: dict[str, Any] = {"config": config, "run_uri": run.uri, "control": control, "share_key": share_key} if ours else {}
     return (ours or TorchTrainer)(
         _worker,
@@ -222,6 +225,7 @@ def _trainer(config: Config, run: Storage, control: Control, share_key: str | No
         run_config=ray.train.RunConfig(
             name=config.name,
             storage_path=scratch,
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # Ray annotates an older RunConfig
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
         **own,
