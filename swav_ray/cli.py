@@ -167,16 +167,14 @@ def tune(
     from swav_ray.tune.sweep import run_sweep, sample, sweep_folder
 
     if dry_run:
-        print(f"{space.budget.trials} trials, {space.concurrency} at a time; the first {dry_run} would be:")
+        print(f"{space.trials} trials, {space.concurrency} at a time; the first {dry_run} would be:")
         for number, point in enumerate(sample(space, dry_run)):
             print(f"  {number}: " + ", ".join(f"{key}={value}" for key, value in point.items()))
         return
     from swav_ray.train.session import connect
 
-    print(
-        f"sweep {space.name} in {_short(str(sweep_folder(space)))}: {space.budget.trials} trials, {space.concurrency} at a time"
-    )
-    connect(cpus=space.concurrency * space.resources.cpus)
+    print(f"sweep {space.name} in {_short(str(sweep_folder(space)))}: {space.trials} trials, {space.concurrency} at a time")
+    connect(cpus=space.concurrency * space.resources.cpus_per_worker)
     outcome = run_sweep(space)
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(screen(outcome.table, space))

@@ -6,6 +6,7 @@ a YAML file or the name of a recipe shipped with the package; `--set key=value` 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -165,6 +166,7 @@ class Config(Section):
         return dump(self.model_dump(mode="json"))
 
 
+@functools.cache
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of the schema with its field."""
     keys: dict[str, Any] = {}

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.searcher import Searcher
 
 from swav_ray.errors import UserError
-from swav_ray.tune.space import Space, make_sampler
+from swav_ray.tune.sampling import propose
+from swav_ray.tune.space import Space, difference
 
 JOURNAL = "study.journal"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -31,19 +32,19 @@ def open_study(space: Space, folder: Path | None) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if folder is None:
-        return optuna.create_study(direction="maximize")
+        return optuna.create_study(directions=space.directions())
     folder.mkdir(parents=True, exist_ok=True)
     _drop_half_line(folder / JOURNAL)
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    study = optuna.create_study(study_name=space.name, storage=storage, direction="maximize", load_if_exists=True)
-    defining = space.model_dump(mode="json", exclude={"budget", "concurrency", "resources"})
+    study = optuna.create_study(study_name=space.name, storage=storage, directions=space.directions(), load_if_exists=True)
+    defining = space.defining()
     known = study.user_attrs.get("space")
     if known is None:
         study.set_user_attr("space", defining)
     elif known != defining:
-        keys = ", ".join(sorted(key for key in defining if known.get(key) != defining[key]))
         raise UserError(
-            f"{folder}: holds a sweep of another space (differs in {keys}); give the space another name, or delete the folder"
+            f"{folder}: holds a sweep of another space ({difference(known, defining)}); give the space another name, or delete "
+            "the folder"
         )
     return study
 
@@ -58,20 +59,19 @@ def _drop_half_line(journal: Path) -> None:
 
 
 def next_trial(study: optuna.Study, space: Space) -> FrozenTrial:
-    """Sample the next trial: the baselines first, then the sampler's.
-
-    Trial n is sampled from the results of trials 0 to n - concurrency and no others, in a study of its own, so it does not
-    depend on which of two trials was quicker. It enters the journal whole, in one entry.
-    """
+    """Sample the next trial from the results of trials 0 to n - concurrency; it enters the journal whole, in one entry."""
     trials = study.get_trials(deepcopy=False)
     number = len(trials)
-    known = optuna.create_study(direction="maximize", sampler=make_sampler(space, number))
-    known.add_trials(trial for trial in trials[: _settled(number, space)] if trial.state in FINISHED)
-    if number < len(space.baseline):
-        known.enqueue_trial(_as_sampled(space, space.baseline[number]))
-    asked = known.ask(space.distributions())
+    proposal = propose(space, number, trials[: _settled(number, space)])
+    if proposal is None:
+        raise UserError(f"space {space.name}: the grid has no point for trial {number}")
     study.add_trial(
-        optuna.trial.create_trial(state=TrialState.RUNNING, params=asked.params, distributions=space.distributions())
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=proposal.params,
+            distributions=proposal.distributions,
+            system_attrs=proposal.system_attrs,
+        )
     )
     return study.get_trials(deepcopy=False)[number]
 
@@ -79,12 +79,6 @@ def next_trial(study: optuna.Study, space: Space) -> FrozenTrial:
 def _settled(number: int, space: Space) -> int:
     """How many trials must have ended, the earliest ones, before trial ``number`` is sampled."""
     return max(0, number - space.concurrency + 1)
-
-
-def _as_sampled(space: Space, point: dict[str, Any]) -> dict[str, Any]:
-    import json
-
-    return {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in point.items()}
 
 
 class StudySearcher(Searcher):
@@ -95,7 +89,7 @@ class StudySearcher(Searcher):
     """
 
     def __init__(self, study: optuna.Study, space: Space) -> None:
-        super().__init__(metric=space.objective, mode="max")
+        super().__init__(metric=space.objectives[0], mode="max")
         self.study, self.space = study, space
         trials = study.get_trials(deepcopy=False)
         self._unfinished = [trial for trial in trials if trial.state not in FINISHED]
@@ -107,7 +101,7 @@ class StudySearcher(Searcher):
             trial = self._unfinished.pop(0)
         else:
             trials = self.study.get_trials(deepcopy=False)
-            if len(trials) >= self.space.budget.trials:
+            if len(trials) >= (self.space.trials or math.inf):
                 return Searcher.FINISHED
             if any(trial.state not in FINISHED for trial in trials[: _settled(len(trials), self.space)]):
                 return None
@@ -118,7 +112,7 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study at once, so that nothing finished is lost with this process."""
         ended = {"error": "the trial's process died"} if error or result is None else result
-        tell(self.study, self._numbers.pop(trial_id), ended, self.space.objective)
+        tell(self.study, self._numbers.pop(trial_id), ended, self.space.objectives[0])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Intermediate results stand in the trials' own metrics."""

@@ -65,11 +65,6 @@ def run_sweep(space: Space) -> Outcome:
 
     folder = sweep_folder(space)
     base = resolve(space.config(_point(space), trial=True))
-    if base.elastic.scale_lr_with_batch and base.elastic.max > 1:
-        raise UserError(
-            f"elastic.scale_lr_with_batch with elastic.max {base.elastic.max}: a trial has one worker and would train on "
-            f"1/{base.elastic.max} of the batch; set elastic.max 1 in the space's overrides"
-        )
     study = open_study(space, folder)
     baselines = measure_baselines(base, Storage(str(folder)))
     _check_resources(space)
@@ -85,15 +80,17 @@ def run_sweep(space: Space) -> Outcome:
         )
 
     ended = sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
-    left = space.budget.trials - ended
+    trials = space.trials or 10_000
+    left = trials - ended
     if left > 0:
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the probe comes with the last result only
-        view = LiveView(space.budget.trials, ended, base.epochs)
+        view = LiveView(trials, ended, base.epochs)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, configs=configs), {"CPU": space.resources.cpus, "GPU": space.resources.gpus}
+                tune.with_parameters(run_trial, configs=configs),
+                {"CPU": space.resources.cpus_per_worker, "GPU": space.resources.gpus_per_worker or 0},
             ),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(study, space), num_samples=left, max_concurrent_trials=space.concurrency
@@ -113,7 +110,7 @@ def _check_resources(space: Space) -> None:
     import ray
 
     have = ray.cluster_resources()
-    for key, need in (("CPU", space.resources.cpus), ("GPU", space.resources.gpus)):
+    for key, need in (("CPU", space.resources.cpus_per_worker), ("GPU", space.resources.gpus_per_worker or 0)):
         if need > have.get(key, 0):
             raise UserError(f"resources: a trial needs {need:g} {key} and the cluster has {have.get(key, 0):g}; lower it")
 

@@ -346,7 +346,7 @@ def test_a_good_result_is_kept_with_what_it_cost(tmp_path: Path) -> None:
 def test_an_accuracy_of_zero_is_a_value(tmp_path: Path) -> None:
     space = make_space()
     study = open_study(space, tmp_path)
-    tell(study, next_trial(study, space).number, {"probe/top1": 0.0}, space.objective)
+    tell(study, next_trial(study, space).number, {"probe/top1": 0.0}, space.objectives[0])
     assert (study.trials[0].state, study.trials[0].value) == (TrialState.COMPLETE, 0.0)
 
 
@@ -354,21 +354,20 @@ def test_an_accuracy_of_zero_is_a_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "keys"),
+    ("changes", "what"),
     [
-        ({"seed": 1}, "seed"),
-        ({"sampler": "random"}, "sampler"),
-        ({"baseline": []}, "baseline"),
-        ({"overrides": {"epochs": 3}}, "overrides"),
-        ({"params": {"temperature": {"uniform": [0.05, 0.3]}}}, "params"),
-        ({"recipe": "imagenet-100ep", "seed": 1}, "recipe, seed"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"sampler": "random"}, "sampler: tpe -> random"),
+        ({"baseline": []}, "baseline: [{'num_prototypes': 100, 'temperature': 0.1}] -> []"),
+        ({"overrides": {"epochs": 6}}, "settings.epochs: 25 -> 6"),
+        ({"recipe": "imagenet-100ep", "seed": 1}, "recipe: demo-digits -> imagenet-100ep; seed: 0 -> 1"),
     ],
 )
-def test_a_changed_space_is_refused_with_what_differs(changes: dict[str, Any], keys: str, tmp_path: Path) -> None:
+def test_a_changed_space_is_refused_with_what_differs(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
     open_study(make_space(), tmp_path)
     with pytest.raises(UserError) as caught:
         open_study(make_space(**changes), tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: holds a sweep of another space (differs in {keys});")
+    assert str(caught.value).startswith(f"{tmp_path}: holds a sweep of another space ({what});")
     open_study(make_space(), tmp_path)  # the study itself is as it was
 
 
@@ -382,7 +381,7 @@ def test_a_larger_budget_goes_on(undisturbed: dict[int, list[Settings]], tmp_pat
 
 def test_a_smaller_budget_ends_at_once_and_other_means_are_accepted(tmp_path: Path) -> None:
     Driver(make_space(budget={"trials": 5}), tmp_path).run(first)
-    driver = Driver(make_space(budget={"trials": 2}, concurrency=3, resources={"cpus": 2}), tmp_path)
+    driver = Driver(make_space(budget={"trials": 2}, concurrency=3, resources={"cpus_per_worker": 2}), tmp_path)
     assert driver.fill() == Searcher.FINISHED
     assert len(open_study(make_space(), tmp_path).trials) == 5
 
