@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from optuna.trial import TrialState
-from swav_ray.tune.sampling import Proposal
 
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.tune.confirm import interval
 from swav_ray.tune.ledger import Ledger
 from swav_ray.tune.live import LiveView
+from swav_ray.tune.sampling import Proposal
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import open_study
 from swav_ray.tune.sweep import Sweep, run_trials, trial_resources
@@ -97,7 +97,9 @@ def train_in_full(chosen: dict[tuple[str, int], dict[str, Any]], storage: str, *
     data = base.base.data
     base.close()
     study = open_study(base.folder.journal("full.journal"), "full", ["maximize"], {})
-    plain = space.model_copy(update={"objective": "test/top1", "sampler": "random", "budget": type(space.budget)(trials=len(entries))})
+    plain = space.model_copy(
+        update={"objective": "test/top1", "sampler": "random", "budget": type(space.budget)(trials=len(entries))}
+    )
 
     def config_of(number: int, settings: dict[str, Any]) -> Config:
         config = space.config({**FULL, **changes, **settings}, trial=False)

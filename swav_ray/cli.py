@@ -181,7 +181,9 @@ def tune_run(
         raise UserError(f"--dry-run {dry_run}: give the number of configurations to print")
     from swav_ray.tune.space import load_space
 
-    space = load_space(space_file, _overrides(settings), trials=trials, concurrency=concurrency)
+    space = load_space(
+        space_file, _overrides(settings), budget=None if trials is None else {"trials": trials}, concurrency=concurrency
+    )
     from swav_ray.tune.sweep import Sweep, sample, sweep_folder
 
     if dry_run:

@@ -8,6 +8,7 @@ Shapes: S seeds, N test images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ def _hits(sweep: Sweep, study: optuna.Study, candidate: Candidate, seed: int) ->
     return None
 
 
-def summary(found: list[Candidate], seeds: list[int], hits: Any) -> pd.DataFrame:
+def summary(found: list[Candidate], seeds: Sequence[int], hits: Any) -> pd.DataFrame:
     """Accuracy of each candidate on the test data, and its difference to the baseline on the same images and seeds.
 
     Intervals are of 95 %, by resampling seeds and images together: they speak of other seeds and other images.

@@ -22,7 +22,7 @@ def leaderboard(study: optuna.Study, space: Space, baselines: list[dict[str, Any
             {
                 "name": f"trial {trial.number}",
                 "state": trial.state.name.lower(),
-                space.objective: trial.value if trial.state == TrialState.COMPLETE else None,
+                space.objectives[0]: trial.value if trial.state == TrialState.COMPLETE else None,
                 "stderr": attrs.get("top1_stderr"),
                 "epochs": attrs.get("epochs_done"),
                 "seconds": attrs.get("seconds"),
@@ -34,7 +34,7 @@ def leaderboard(study: optuna.Study, space: Space, baselines: list[dict[str, Any
         )
     for baseline in baselines:
         rows.append({"state": "baseline", "error": "", "run": "", **baseline})
-    table = pd.DataFrame(rows).sort_values(space.objective, ascending=False, na_position="last", kind="stable")
+    table = pd.DataFrame(rows).sort_values(space.objectives[0], ascending=False, na_position="last", kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     return table.reset_index(drop=True)
 
@@ -67,7 +67,7 @@ def screen(table: pd.DataFrame, space: Space) -> Table:
     view.add_column("epochs", justify="right")
     view.add_column("seconds", justify="right")
     for row in table.to_dict("records"):
-        value = row[space.objective]
+        value = row[space.objectives[0]]
         error = f" ± {row['stderr']:.4f}" if pd.notna(row["stderr"]) else ""
         score = "-" if pd.isna(value) else f"{value:.4f}{error}"
         cells = [_text(row.get(key)) for key in space.params]

@@ -22,8 +22,8 @@ class LiveView(tune.Callback):
         epochs: of each trial.
     """
 
-    def __init__(self, total: int, before: int, epochs: int) -> None:
-        self.total, self.before, self.epochs = total, before, epochs
+    def __init__(self, space: Any, before: int, epochs: int) -> None:
+        self.total, self.before, self.epochs = space.trials or 0, before, epochs
         self.started = time.monotonic()
         self.trials: dict[str, dict[str, Any]] = {}
         self.ended = 0

@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -21,6 +22,7 @@ from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 
 JOURNAL = "study.journal"
+Direction = Literal["minimize", "maximize"]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -79,7 +81,9 @@ def _drop_half_line(journal: Path) -> None:
             file.truncate(whole)
 
 
-def open_study(storage: BaseStorage | str, name: str, directions: list[str], defining: dict[str, Any]) -> optuna.Study:
+def open_study(
+    storage: BaseStorage | str, name: str, directions: Sequence[Direction], defining: dict[str, Any]
+) -> optuna.Study:
     """The study of a sweep, new or one of the same definition.
 
     Args:

@@ -79,8 +79,8 @@ class Sweep:
         low, high = space.resources.worker_range
         if self.base.elastic.scale_lr_with_batch and low < high:
             raise UserError(
-                f"elastic.scale_lr_with_batch with resources.workers [{low}, {high}]: the batch of a trial would follow its share "
-                "of the cluster, and trials could not be compared; fix the number of workers"
+                f"elastic.scale_lr_with_batch with resources.workers [{low}, {high}]: a trial's batch would follow its share of "
+                "the cluster, and trials could not be compared; fix the number of workers"
             )
         self.folder = SweepFolder(sweep_folder(space))
         self._configs: dict[int, Config] = {}

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from swav_ray.tune.sampling import propose
 
 from swav_ray.errors import UserError
 from swav_ray.tune.ledger import Ledger
+from swav_ray.tune.sampling import propose
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import JOURNAL, SweepFolder, open_study
 

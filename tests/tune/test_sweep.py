@@ -48,7 +48,9 @@ def test_a_sweep_ends_with_a_leaderboard_and_goes_on_with_a_larger_budget(folder
 
 
 def test_a_batch_that_would_follow_the_share_of_the_cluster_is_refused(folder):
-    write_space(folder, name="scaled", overrides={"epochs": 2, "elastic.scale_lr_with_batch": True}, resources={"workers": [1, 2]})
+    write_space(
+        folder, name="scaled", overrides={"epochs": 2, "elastic.scale_lr_with_batch": True}, resources={"workers": [1, 2]}
+    )
     done = tune(folder, "space.yaml")
     assert done.returncode == 2 and "trials could not be compared" in done.stderr, done.stderr
     assert not (folder / "runs/scaled").exists()
