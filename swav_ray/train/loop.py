@@ -220,13 +220,15 @@ class Training:
         rows[-1] |= {"verdict": verdict.state, "bad_images": int(bad), "ln_k": math.log(self.config.num_prototypes)}
         self._unwell_since = (epoch_now if self._unwell_since is None else self._unwell_since) if verdict.unwell else None
         rows[-1]["unwell_since"] = self._unwell_since
+        if verdict.advice:
+            rows[-1]["advice"] = verdict.advice
         rows[-1]["images_per_second"] = sum(row["rows"] for row in rows) / max(now - self._tick, 1e-9)
         self._tick = now
         if self.log is not None:
             for row in rows:
                 self.log.write(row)
             self.log.flush()
-            self.report(rows[-1] | {"steps": self.total_steps, "advice": verdict.advice})
+            self.report(rows[-1] | {"steps": self.total_steps})
         limit = self.config.data.max_bad_fraction * self.stream.plan.num_rows
         if bad > limit:
             raise UserError(
@@ -248,7 +250,7 @@ class Training:
                 self.log.write({"step": self.step, "epoch": epochs_done - 1, **found})
         if self.world.rank == 0:
             signs: dict[str, Any] = {
-                key: last[key] for key in ("loss", "verdict", "unwell_since", "prototypes_in_use") if key in last
+                key: last[key] for key in ("loss", "verdict", "unwell_since", "advice", "prototypes_in_use") if key in last
             }
             self.report({"step": self.step, "epoch": epochs_done - 1, **signs, **found})
         self._tick = time.monotonic()

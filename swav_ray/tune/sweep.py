@@ -79,8 +79,8 @@ class Sweep:
         low, high = space.resources.worker_range
         if self.base.elastic.scale_lr_with_batch and low < high:
             raise UserError(
-                f"elastic.scale_lr_with_batch with resources.workers [{low}, {high}]: a trial's batch would follow its share of "
-                "the cluster, and trials could not be compared; fix the number of workers"
+                f"elastic.scale_lr_with_batch with resources.workers [{low}, {high}]: a trial's batch would follow its share "
+                "of the cluster, and trials could not be compared; fix the number of workers"
             )
         self.folder = SweepFolder(sweep_folder(space))
         self._configs: dict[int, Config] = {}
@@ -165,6 +165,7 @@ def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the objective comes at rungs only
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the view says it in a line
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours hears SIGTERM too
     session, injected = uuid.uuid4().hex, faults.from_environment().to_json()
 

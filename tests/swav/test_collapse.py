@@ -65,6 +65,11 @@ def test_loss_at_ln_k_with_spread_embeddings_is_stuck() -> None:
     assert "epsilon" in verdict.advice
 
 
+@pytest.mark.parametrize("share", [2.1, 1.1, 1.006, 0.99])
+def test_a_loss_above_ln_k_is_on_its_way_down_and_not_stuck(share: float) -> None:
+    assert verdict_on(signs_of(spread_out(0), loss=UNIFORM_LOSS * share)).state == "healthy"
+
+
 def test_few_prototypes_taking_all_is_collapsed() -> None:
     near_one_prototype = unit(PROTOTYPES[3] + 0.1 * spread_out(0))
     signs = signs_of(near_one_prototype, loss=1.0)

@@ -12,9 +12,9 @@ from tests.tune.sweeping import log_of, prepare, trials_of, tune, write_space
 # The first is condemned by the collapse watch (nothing is told apart at a temperature of 50), the second diverges, the
 # third completes, the fourth hardly learns and is stopped at the rung; every trial's process is killed once on its way.
 POINTS = [
-    {"temperature": 50.0, "base_lr": 0.003},
+    {"temperature": 50.0, "base_lr": 0.01},
     {"temperature": 0.1, "base_lr": 1e30},
-    {"temperature": 0.1, "base_lr": 0.003},
+    {"temperature": 0.1, "base_lr": 0.01},
     {"temperature": 0.1, "base_lr": 1e-9},
 ]
 
@@ -24,11 +24,12 @@ def swept(tmp_path_factory):
     place = prepare(tmp_path_factory.mktemp("truth"))
     write_space(
         place,
-        params={"temperature": {"choice": [0.1, 50.0]}, "base_lr": {"choice": [0.003, 1e30, 1e-9]}},
+        params={"temperature": {"choice": [0.1, 50.0]}, "base_lr": {"choice": [0.01, 1e30, 1e-9]}},
         baseline=POINTS,
-        overrides={"epochs": 5, "start_warmup": 0.0, "final_lr": 0.0, "warmup_epochs": 1},
+        overrides={"epochs": 5, "start_warmup": 0.0, "final_lr": 0.0, "warmup_epochs": 1, "backbone.base_width": 8},
         scheduler={"kind": "asha", "first_rung": 2, "factor": 2},
         budget={"trials": 4},
+        concurrency=1,
     )
     done = tune(place, "space.yaml", SWAV_RAY_FAULTS='[{"rank": 0, "step": 7, "kind": "kill"}]')
     assert done.returncode == 0, done.stdout + done.stderr
@@ -78,7 +79,7 @@ def test_the_files_say_the_same(swept):
     text = (folder / "leaderboard.md").read_text()
     assert all(f"trial {trial.number}" in text for trial in trials)
     best = yaml.safe_load((folder / "best.yaml").read_text())
-    assert (best["temperature"], best["base_lr"]) == (0.1, 0.003)
+    assert (best["temperature"], best["base_lr"]) == (0.1, 0.01)
     assert json.loads((folder / "importances.json").read_text())["n"] == 1
     assert "<html" in (folder / "report.html").read_text()
     for trial in trials:
