@@ -18,6 +18,7 @@ from swav_ray.train.trainer import resolve
 from swav_ray.tune.baselines import measure_baselines
 from swav_ray.tune.leaderboard import leaderboard, save
 from swav_ray.tune.live import LiveView
+from swav_ray.tune.results import results
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import FINISHED, StudySearcher, next_trial, open_study
 from swav_ray.tune.trial import run_trial
@@ -90,7 +91,7 @@ def run_sweep(space: Space) -> Outcome:
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the probe comes with the last result only
-        view = LiveView(space.budget.trials, ended, base.epochs)
+        view = LiveView(epochs=base.epochs, trials=space.budget.trials, earlier=results(study, space))
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(run_trial, configs=configs), {"CPU": space.resources.cpus, "GPU": space.resources.gpus}
