@@ -23,11 +23,10 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.tune.confirm import interval
 from swav_ray.tune.ledger import Ledger
-from swav_ray.tune.live import LiveView
 from swav_ray.tune.sampling import Proposal
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import open_study
-from swav_ray.tune.sweep import Sweep, run_trials, trial_resources
+from swav_ray.tune.sweep import Sweep, run_trials, trial_resources, view_of
 
 ARMS: dict[str, dict[str, Any]] = {
     "tpe + asha": {"sampler": "tpe", "scheduler": {"kind": "asha", "first_rung": 3, "factor": 3}},
@@ -112,7 +111,7 @@ def train_in_full(chosen: dict[tuple[str, int], dict[str, Any]], storage: str, *
         return Proposal({}, {}, {}, chosen[entries[number]] | {"seed": 31 + entries[number][1]}, False)
 
     ledger = Ledger(study, plain, config_of, propose=entry)
-    run_trials(ledger, LiveView(plain, 0, FULL["epochs"]), trial_resources(space)[0], test=True)
+    run_trials(ledger, view_of(ledger, FULL["epochs"]), trial_resources(space)[0], test=True)
     hits = {}
     for trial in study.get_trials(deepcopy=False):
         text = Storage(trial.user_attrs["run"]).read("test_hits.txt")

@@ -205,7 +205,8 @@ def tune_run(
     connect(cpus=space.concurrency * space.resources.worker_range[1] * space.resources.cpus_per_worker)
     outcome = sweep.run()
     console = Console()
-    (console if console.is_terminal else Console(width=120)).print(screen(outcome.table, space))
+    console = console if console.is_terminal else Console(width=120)
+    console.print(screen(outcome.table, space, console.width))
     place = _short(outcome.folder)
     if outcome.stopped:
         raise Stopped(f"sweep {space.name} stopped, all saved in {place}; the same command goes on")

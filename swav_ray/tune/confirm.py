@@ -21,11 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 from swav_ray.config import Config
 from swav_ray.errors import UserError
 from swav_ray.tune.ledger import Ledger
-from swav_ray.tune.live import LiveView
 from swav_ray.tune.sampling import Proposal
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import FINISHED, open_study
-from swav_ray.tune.sweep import Sweep, run_trials, trial_resources
+from swav_ray.tune.sweep import Sweep, run_trials, trial_resources, view_of
 
 JOURNAL = "confirm.journal"
 OBJECTIVE = "test/top1"
@@ -115,7 +114,7 @@ def confirm(sweep: Sweep) -> tuple[pd.DataFrame, bool]:
     stopped = False
     if any(trial.state not in FINISHED for trial in ledger.trials()) or new:
         epochs = space.config({}, trial=False).epochs
-        stopped = run_trials(ledger, LiveView(plain, before, epochs), need, test=True)
+        stopped = run_trials(ledger, view_of(ledger, epochs), need, test=True)
     table = summary(found, seeds, lambda candidate, seed: _hits(sweep, study, candidate, seed))
     _write(table, sweep)
     return table, stopped

@@ -6,6 +6,7 @@ two running trials was quicker, and a sweep that was killed judges alike.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,15 @@ def stop_at_rung(space: Space, rungs: Sequence[int], values: Mapping[int, float]
     return (
         f"epoch {epoch}: {values[epoch]:.4f} is not among the best 1/{space.scheduler.factor} {among} (best {max(peers):.4f})"
     )
+
+
+def cutoff(space: Space, epoch: int, value: float, settled: Sequence[FrozenTrial]) -> float:
+    """The least value that goes on at ``epoch``, for a trial that has ``value`` there."""
+    peers = [trial.intermediate_values[epoch] for trial in settled if epoch in trial.intermediate_values]
+    if space.scheduler.kind == "median":
+        return statistics.median(peers) if peers else value
+    among = sorted([*peers, value], reverse=True)
+    return among[max(1, len(among) // space.scheduler.factor) - 1]
 
 
 def stop_unwell(row: Mapping[str, Any]) -> str:

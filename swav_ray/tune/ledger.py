@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from swav_ray.config import Config
-from swav_ray.tune.judge import stop_at_rung, stop_unwell
+from swav_ray.tune.judge import cutoff, stop_at_rung, stop_unwell
 from swav_ray.tune.sampling import Proposal, propose
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import FINISHED
@@ -170,8 +170,15 @@ class Ledger:
         self.study.set_user_attr("hours", self.hours)
         return life.stop
 
-    def end(self, number: int, row: dict[str, Any] | None) -> TrialState:
-        """Write down how a trial ended: by its last ``row``, or None if Ray gave up on it."""
+    def cutoff(self, number: int, row: dict[str, Any]) -> dict[str, float]:
+        """``{"cutoff": value}``, what the rung of a trial's row asked for; empty between rungs."""
+        trial, epoch = self.trials()[number], row.get("epochs_done")
+        if row.get("beat") or epoch not in trial.intermediate_values:
+            return {}
+        return {"cutoff": cutoff(self.space, epoch, trial.intermediate_values[epoch], self.settled(number))}
+
+    def end(self, number: int, row: dict[str, Any]) -> TrialState:
+        """Write down how a trial ended: by its last ``row``, an empty one if Ray gave up on it."""
         trial, life = self.trials()[number], self.lives.pop(number)
         row = row or {"error": "Ray could not run it; see the trial's log"}
         attrs = {key: row[key] for key in COPIED if key in row}

@@ -10,18 +10,22 @@ from ray.tune.search.searcher import Searcher
 
 from swav_ray.config import Config
 from swav_ray.tune.ledger import Ledger
+from swav_ray.tune.live import LiveView
 
 
 class LedgerSearcher(Searcher):
     """Gives Ray Tune the ledger's next trial, and the ledger how each one ended.
 
     Args:
+        view: is told of the ends.
         task_of: (number, settings, config) to what the trial's process gets.
     """
 
-    def __init__(self, ledger: Ledger, task_of: Callable[[int, dict[str, Any], Config], dict[str, Any]]) -> None:
+    def __init__(
+        self, ledger: Ledger, view: LiveView, task_of: Callable[[int, dict[str, Any], Config], dict[str, Any]]
+    ) -> None:
         super().__init__(metric=ledger.space.objectives[0], mode="max")
-        self.ledger, self._task_of = ledger, task_of
+        self.ledger, self._view, self._task_of = ledger, view, task_of
         self.numbers: dict[str, int] = {}  # Ray Tune's trial id to the study's number
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -36,7 +40,10 @@ class LedgerSearcher(Searcher):
         return self._task_of(number, settings, self.ledger.config_of(number, settings))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.ledger.end(self.numbers[trial_id], None if error else result)
+        number, row = self.numbers[trial_id], {} if error or result is None else result
+        state = self.ledger.end(number, row)
+        about = self.ledger.trials()[number].user_attrs
+        self._view.trial_ended(number, state.name, row | {key: about[key] for key in ("ended", "error") if key in about})
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler, which is asked first, has recorded it."""
@@ -51,10 +58,13 @@ class LedgerSearcher(Searcher):
 class LedgerScheduler(FIFOScheduler):
     """Records each row, and stops a trial when the ledger says so."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, view: LiveView) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._ledger, self._view = ledger, view
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        why = self._ledger.record(trial.config["number"], result)
-        return TrialScheduler.STOP if why else TrialScheduler.CONTINUE
+        number = trial.config["number"]
+        stop = self._ledger.record(number, result)
+        if not stop:  # the row of one that stops comes with its end
+            self._view.trial_row(number, result | self._ledger.cutoff(number, result))
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE

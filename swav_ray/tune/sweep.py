@@ -25,15 +25,20 @@ from swav_ray.train.cluster import cluster_slots
 from swav_ray.train.shares import set_share, shares
 from swav_ray.train.trainer import resolve, worker_resources
 from swav_ray.tune.baselines import measure_baselines
+from swav_ray.tune.importances import importances, save_importances
 from swav_ray.tune.leaderboard import leaderboard, save
 from swav_ray.tune.ledger import Ledger
 from swav_ray.tune.live import LiveView
+from swav_ray.tune.report import write_report
+from swav_ray.tune.results import results
 from swav_ray.tune.sampling import propose
 from swav_ray.tune.scheduling import LedgerScheduler, LedgerSearcher
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import FINISHED, JOURNAL, SweepFolder, open_study
 from swav_ray.tune.trial import SweepTrial
 
+REPORT = "report.html"
+FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.parquet", "best.yaml", "importances.json", REPORT)
 UNBOUNDED = 1_000_000  # trials, where only time is the budget
 REUSE = True  # the next trial starts in a process that has everything imported
 
@@ -130,27 +135,42 @@ class Sweep:
             keep=lambda: self._keep(baselines),
             on_change=self.divide,
         )
-        ended = sum(trial.state in FINISHED for trial in ledger.trials())
         stopped = False
-        if not ledger.spent() or ended < len(ledger.trials()):
-            view = LiveView(self.space, ended, self.base.epochs)
-            stopped = run_trials(ledger, view, need)
+        if not ledger.spent() or any(trial.state not in FINISHED for trial in ledger.trials()):
+            stopped = run_trials(ledger, view_of(ledger, self.base.epochs), need)
         return self._outcome(baselines, stopped)
 
     def _keep(self, baselines: list[dict[str, Any]]) -> None:
         self.folder.keep(JOURNAL)
-        save(leaderboard(self.study, self.space, baselines, self.base.seed), self.folder.local)
+        save(leaderboard(self.study, self.space, baselines, self.base.seed), self.folder.local, f"Sweep {self.space.name}")
 
     def _outcome(self, baselines: list[dict[str, Any]], stopped: bool) -> Outcome:
+        place = self.folder.local
         table = leaderboard(self.study, self.space, baselines, self.base.seed)
-        save(table, self.folder.local)
-        best = write_best(self.study, self.space, self.folder.local)
-        for name in ("leaderboard.md", "leaderboard.csv", "leaderboard.parquet", "best.yaml", JOURNAL):
+        save(table, place, f"Sweep {self.space.name}")
+        best = write_best(self.study, self.space, place)
+        save_importances(importances(self.study, self.space), place)
+        write_report(self.study, self.space, baselines, table, place / REPORT)
+        for name in (*FILES, JOURNAL):
             self.folder.keep(name)
         return Outcome(table, best, self.folder.storage.uri, baselines, stopped)
 
     def close(self) -> None:
         self.folder.close()
+
+
+def view_of(ledger: Ledger, epochs: int) -> LiveView:
+    """The live view of a ledger's sweep, as it stands."""
+    budget = ledger.space.budget
+    return LiveView(
+        epochs=epochs,
+        trials=ledger.space.trials,
+        hours=budget.hours,
+        gpu_hours=budget.gpu_hours,
+        objective=ledger.space.objectives[0],
+        earlier=results(ledger.study, ledger.space),
+        hours_used=ledger.hours,
+    )
 
 
 def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: bool = False) -> bool:
@@ -183,8 +203,8 @@ def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: 
     tuner = tune.Tuner(
         tune.with_resources(SweepTrial, need),
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(ledger, task_of),
-            scheduler=LedgerScheduler(ledger),
+            search_alg=LedgerSearcher(ledger, view, task_of),
+            scheduler=LedgerScheduler(ledger, view),
             num_samples=ledger.space.trials or UNBOUNDED,
             max_concurrent_trials=ledger.space.concurrency,
             reuse_actors=REUSE,

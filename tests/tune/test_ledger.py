@@ -115,7 +115,7 @@ def test_a_trial_ray_gives_up_on_is_a_failure():
     space = small_space()
     ledger = _ledger(_study(space), space)
     ledger.claim()
-    assert ledger.end(0, None) == TrialState.FAIL
+    assert ledger.end(0, {}) == TrialState.FAIL
 
 
 def test_a_collapse_ends_a_trial_and_counts_against_it():
