@@ -230,11 +230,11 @@ def test_what_was_measured_in_an_earlier_life_is_written_once():
     assert len(ledger.trials()[0].user_attrs["spans"]) == 2
 
 
-@pytest.mark.parametrize(("budget", "spent"), [({"hours": 1e-9}, "1e-09 hours"), ({"gpu_hours": 0.5}, "0.5 GPU-hours")])
+@pytest.mark.parametrize(("budget", "spent"), [({"hours": 0.5}, "0.5 hours"), ({"gpu_hours": 0.5}, "0.5 GPU-hours")])
 def test_a_budget_of_time_ends_the_sweep_but_not_its_running_trials(budget, spent):
     space = small_space(budget=budget, concurrency=2)
     study = _study(space)
-    study.set_user_attr("hours", 0.0)
+    study.set_user_attr("hours", 0.7)
     roomy = _ledger(study, space.model_copy(update={"budget": small_space().budget}))
     roomy.claim()
     study._storage.set_trial_user_attr(roomy.trials()[0]._trial_id, "gpu_hours", 0.6)
