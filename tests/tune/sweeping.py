@@ -72,14 +72,24 @@ def start(place: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
 
 
 def kill_driver(driver: subprocess.Popen[str], seconds: float = 60.0) -> list[psutil.Process]:
-    """SIGKILL the driver alone, as a crash would; what of its cluster still lives ``seconds`` later."""
-    family = psutil.Process(driver.pid).children(recursive=True)
+    """SIGKILL the driver alone, as a crash would; what of its cluster still lives ``seconds`` later.
+
+    Ray's two agents of a node are left out: they train nothing, and look for their node's end in their own time.
+    """
+    family = [child for child in psutil.Process(driver.pid).children(recursive=True) if not _is_agent(child)]
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert driver.stdout is not None
     driver.stdout.close()
     _, alive = psutil.wait_procs(family, timeout=seconds)
     return alive
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    try:
+        return "Agent" in process.name()
+    except psutil.NoSuchProcess:
+        return True
 
 
 def trials_of(place: Path, name: str = "small", journal: str = "study.journal", study: str = "") -> list[Any]:

@@ -102,8 +102,8 @@ def test_ctrl_c_ends_with_checkpoints_and_says_how_to_go_on(tmp_path, shards, un
     place = _sweep(tmp_path, shards)
     driver = start(place, "space.yaml")
     assert driver.stdout is not None
-    while not (line := driver.stdout.readline()).startswith("trial 0: epoch 1"):
-        assert line, "the sweep ended before its first epoch"
+    while not (line := driver.stdout.readline()).startswith("trial 0: epoch 2"):
+        assert line, "the sweep ended before its first rung"
     driver.send_signal(signal.SIGINT)
     rest = driver.stdout.read()
     assert driver.wait(60) == 130
