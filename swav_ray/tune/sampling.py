@@ -104,6 +104,7 @@ def _offers(
             study.enqueue_trial(fixed)
         with warnings.catch_warnings(action="ignore"), _one_thread(space):  # warnings of what Optuna calls experimental
             trial = study.ask()
+            _ = trial.relative_params  # or a whole baseline would have no generation in NSGA-II, and never be a parent
             for key in order:
                 if space.active(key, space.values_of(trial.params)):
                     _suggest(trial, key, distributions[key])

@@ -36,6 +36,8 @@ VALID: dict[str, Any] = {
     "budget": {"trials": 8},
 }
 
+NO_QUEUE: dict[str, Any] = {"params.queue_start_epoch": None, "baseline": None, "constraints": None}
+
 
 def written(tmp_path: Path, changes: dict[str, Any]) -> Path:
     """The valid space with dotted entries replaced, or dropped for None; a ~ stands for a dot within a name."""
@@ -221,8 +223,9 @@ def test_the_first_rung_is_one_for_the_whole_sweep(tmp_path: Path) -> None:
     assert {space.rungs(space.config({"warmup_epochs": epochs}, trial=True)) for epochs in (0, 9)} == {(10,)}
     space = loaded(tmp_path, scheduler="asha", **{"overrides.freeze_prototypes_epochs": 6.5})
     assert space.rungs(space.config({}, trial=True)) == (8,)
-    no_queue = {"params.queue_length": None, "params.queue_start_epoch": None, "baseline": None, "overrides.queue_length": 0}
-    space = loaded(tmp_path, scheduler="asha", **no_queue)
+    changes = {"params.queue_length": None, "overrides.queue_length": 0, "overrides.queue_start_epoch": 7}
+    changes |= {"params.num_prototypes": {"int": [20, 60]}}
+    space = loaded(tmp_path, scheduler="asha", **NO_QUEUE, **changes)
     assert space.rungs(space.config({}, trial=True)) == (3, 9)
 
 
@@ -250,7 +253,10 @@ def test_the_command_line_changes_a_part_of_the_budget(tmp_path: Path) -> None:
 SECRET = "postgresql://me:s3cret@host/db"
 
 
-@pytest.mark.parametrize("study", [SECRET, [SECRET], {"url": SECRET}, "postgres://me:s3cret@host/db", f"{SECRET}: x"])
+@pytest.mark.parametrize(
+    "study",
+    [SECRET, [SECRET], {"url": SECRET}, "postgres://me:s3cret@host/db", f"{SECRET}: x", "mysql://me:s3cret@host:port/db"],
+)
 def test_a_password_is_never_shown(study: Any, tmp_path: Path) -> None:
     try:
         space = loaded(tmp_path, study=study)
@@ -300,7 +306,6 @@ def test_a_changed_recipe_is_another_sweep(tmp_path: Path) -> None:
 # --- each mistake with its line
 
 ROTATION, START = "params.augment~rotation", "params.queue_start_epoch"
-NO_QUEUE: dict[str, Any] = {START: None, "baseline": None, "constraints": None}
 
 
 @pytest.mark.parametrize(
@@ -412,6 +417,16 @@ NO_QUEUE: dict[str, Any] = {START: None, "baseline": None, "constraints": None}
             {"baseline": [{"num_prototypes": 90, "queue_length": 0, "augment.rotation": 10}]},
             "- {num",
             "baseline[0] does not satisfy the constraint 'num_prototypes <= global_batch_size + queue_length'",
+        ),
+        (
+            {"params.momentum": {"uniform": [0.5, 1.5]}, "constraints": ["momentum < 0.9"]},
+            "uniform: [0.5",
+            "params.momentum = 1.5: input should be less than 1",  # though no constraint would let it through
+        ),
+        (
+            {"constraints": None, "baseline": [{}, {"num_prototypes": 190, "queue_length": 0, "augment.rotation": 5}]},
+            "- {num",
+            "baseline[1]: num_prototypes 190 is more than the 64 rows in sight",
         ),
         # samplers and what they can take
         (

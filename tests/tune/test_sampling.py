@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from swav_ray.errors import UserError
-from swav_ray.tune.sampling import Proposal, propose, settings_of
+from swav_ray.tune.sampling import Proposal, make_sampler, propose, settings_of
 from swav_ray.tune.space import Space
 
 K_TAU: dict[str, Any] = {"num_prototypes": {"logint": [20, 190]}, "temperature": {"loguniform": [0.05, 0.3]}}
@@ -121,7 +121,11 @@ def test_cma_es_and_nsga2_go_on_from_what_the_journal_holds() -> None:
     trials, _ = swept(without_queue(sampler="cmaes"), 30)
     assert len({t.system_attrs["cma:generation"] for t in trials if t.system_attrs}) > 1
     assert any(key.startswith("cma:optimizer") for t in trials for key in t.system_attrs)
-    trials, _ = swept(make_space(sampler="nsga2"), 40)
+    point = {"num_prototypes": 60, "temperature": 0.1, "epsilon": 0.05}
+    trials, _ = swept(without_queue(sampler="cmaes", baseline=[point, {"epsilon": 0.04}]), 3, lag=1)
+    assert [bool(t.system_attrs) for t in trials] == [False, False, True]  # a baseline is not of its drawing
+    whole = {"num_prototypes": 60, "temperature": 0.1, "queue_length": 0}
+    trials, _ = swept(make_space(sampler="nsga2", baseline=[whole]), 40)
     assert {t.system_attrs["NSGAIISampler:generation"] for t in trials} == {0, 1, 2}
 
 
@@ -144,6 +148,10 @@ def test_a_diverged_trial_is_the_worst_and_a_lost_one_teaches_nothing() -> None:
     assert hot["diverged"] < 8 and hot["diverged"] < hot["lost"] / 2, hot
     without = [trial for trial in known if trial.state == TrialState.COMPLETE]
     assert propose(space, 20, known) == propose(space, 20, without)
+
+
+def test_params_that_come_and_go_are_modelled_in_groups() -> None:
+    assert make_sampler(make_space(), 0)._group and not make_sampler(without_queue(), 0)._group  # type: ignore[attr-defined]
 
 
 def test_baselines_come_first_and_what_they_leave_open_is_found() -> None:
