@@ -77,8 +77,7 @@ def test_a_sweep_ends_with_a_leaderboard_and_goes_on_with_a_larger_budget(folder
     assert "trial 0 started" not in again.stdout and "trial 2 started" in again.stdout
 
 
-def test_a_batch_that_no_trial_would_have_is_refused(folder):
-    scaled = ["--set", "elastic.scale_lr_with_batch=true", "--set", "elastic.max=2"]
-    done = _tune(folder, *scaled)
+def test_workers_that_no_trial_would_have_are_refused(folder):
+    done = _tune(folder, "--set", "elastic.scale_lr_with_batch=true", "--set", "elastic.max=2")
     assert done.returncode == 2
-    assert "a trial has one worker and would train on 1/2 of the batch; set elastic.max 1" in done.stderr
+    assert "--set: elastic.max: resources.workers says it for trials; set that" in done.stderr
