@@ -256,3 +256,9 @@ def load_config(recipe: str, overrides: dict[str, Any] | None = None) -> Config:
         return lines.place(path) + (" with --set" if within else "")
 
     return build_config(values, where)
+
+
+def config_schema_text() -> str:
+    """JSON schema of a configuration, for editors; ``recipes/config.schema.json`` holds it."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema()
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from swav_ray.config import Config, build_config, known_keys, load_config, recipe_names, recipe_values
+import swav_ray.recipes
+from swav_ray.config import Config, build_config, config_schema_text, known_keys, load_config, recipe_names, recipe_values
 from swav_ray.yaml_files import read_yaml
 
 
@@ -131,3 +132,8 @@ def test_a_recipe_written_out_whole_is_the_same_configuration(name: str, tmp_pat
     assert again.hash() == config.hash()
     complete: dict[str, Any] = read_yaml(path)
     assert set(complete) == set(Config.model_fields)  # nothing is left to a later version's defaults
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    file = Path(swav_ray.recipes.__file__).with_name("config.schema.json")
+    assert file.read_text() == config_schema_text(), "write swav_ray.config.config_schema_text() to it"

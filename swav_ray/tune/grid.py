@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,13 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     """Settings of each point that a trial can have and no whole baseline is, in an order drawn from the seed.
 
     Raises:
-        ValueError: a param with no end of values, or more than LARGEST_GRID points.
+        ValueError: more than LARGEST_GRID points.
     """
     order = space.order()
-    for key in order:
-        if space.params[key].finite() is None:
-            raise ValueError(f"params.{key}: a grid needs a choice, an int, or a uniform with a step")
-    points: list[dict[str, Any]] = []
-    for count, point in enumerate(_product(space, order, {})):
-        if count == LARGEST_GRID:
-            raise ValueError(f"the grid has more than {LARGEST_GRID} points; take larger steps, or another sampler")
-        if point not in space.baseline and space.refuses(point) is None:
-            points.append(point)
+    points = list(itertools.islice(_product(space, order, {}), LARGEST_GRID + 1))
+    if len(points) > LARGEST_GRID:
+        raise ValueError(f"the grid has more than {LARGEST_GRID:,} points; take larger steps, or another sampler")
+    points = [point for point in points if point not in space.baseline and space.refuses(point) is None]
     random.Random(space.seed).shuffle(points)
     return points
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from decimal import Decimal
 from typing import Any, Self
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -15,6 +16,7 @@ from swav_ray.errors import shown
 
 KINDS = ("choice", "int", "logint", "uniform", "loguniform")
 IntPair = tuple[int, int]  # inside the class below `int` is a field
+MOST_LISTED = 100_000  # values; no grid has so many
 LARGEST = 2**53  # beyond it the samplers' floats skip whole numbers
 
 
@@ -53,6 +55,8 @@ class Param(Section):
         return self
 
     def _check_choice(self, values: list[Any]) -> None:
+        if self.step is not None:
+            raise ValueError(f"step {self.step:g} does not go with choice, which lists its values")
         for position, value in enumerate(values):
             try:
                 json.dumps(value, allow_nan=False)
@@ -75,12 +79,12 @@ class Param(Section):
             raise ValueError(f"step {self.step:g} does not go with {self.kind}, whose steps grow; leave it out, or use choice")
         if self.whole and not self.step.is_integer():
             raise ValueError(f"step {self.step:g} with int: steps of whole numbers are whole")
-        if self.step > high - low:
+        length, step = Decimal(str(high)) - Decimal(str(low)), Decimal(str(self.step))  # exact, as written
+        if step > length:
             raise ValueError(f"step {self.step:g} is longer than {self.kind} [{low}, {high}]; lower it")
-        steps = (high - low) / self.step
-        if steps > LARGEST or abs(steps - round(steps)) > 1e-6:
-            last = low + math.floor(steps) * self.step
-            raise ValueError(f"step {self.step:g} from {low} does not meet {high}; end at {last:.12g}, or take another step")
+        if length % step:  # Optuna would lower the end
+            last = Decimal(str(low)) + length // step * step
+            raise ValueError(f"step {self.step:g} from {low} does not meet {high}; end at {last:g}, or take another step")
 
     @property
     def kind(self) -> str:
@@ -107,14 +111,14 @@ class Param(Section):
         return list(self.choice) if self.choice is not None else list(getattr(self, self.kind))
 
     def finite(self) -> list[Any] | None:
-        """All values, in order; None where there is no end of them, or more than a grid takes."""
+        """All values, in order, or the first MOST_LISTED; None where there is no end of them."""
         if self.choice is not None:
             return list(self.choice)
         if self.kind.startswith("log") or (self.kind == "uniform" and self.step is None):
             return None
         low, high = getattr(self, self.kind)
         count = round((high - low) / (self.step or 1)) + 1
-        return [self.value_of(low + number * (self.step or 1)) for number in range(count)] if count <= 100_000 else None
+        return [self.value_of(low + number * (self.step or 1)) for number in range(min(count, MOST_LISTED))]
 
     def contains(self, value: Any) -> bool:
         """Whether ``value``, in the configuration's form, can be sampled."""
@@ -126,7 +130,7 @@ class Param(Section):
         if not low <= value <= high:
             return False
         steps = (value - low) / (self.step or 1)
-        return self.step is None or abs(steps - round(steps)) < 1e-6
+        return self.step is None or abs(steps - round(steps)) < 1e-8
 
     def listed(self, values: Any) -> list[Any]:
         """The values that ``values`` of a `when` names: one, or a list of them."""
@@ -140,7 +144,10 @@ class Param(Section):
             return next(value for value in self.choice if same(_travelling(value), sampled))
         if self.whole:
             return round(sampled)
-        return float(f"{sampled:.12g}") if self.step else sampled  # 0.3, not 0.30000000000000004
+        if self.step is None:
+            return sampled
+        low, high = getattr(self, self.kind)
+        return min(high, max(low, float(f"{sampled:.12g}")))  # 0.3, not 0.30000000000000004
 
     def sampled(self, value: Any) -> Any:
         """The sampled form of a configuration's value, the inverse of :meth:`value_of`."""

@@ -6,6 +6,7 @@ trials (the state of CMA-ES, the generation in NSGA-II) travels in `Proposal.sys
 
 from __future__ import annotations
 
+import contextlib
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ ASKED = {"gp": 5}  # points a sampler may offer that no trial can have; a Gaussi
 ASKED_OTHERS = 30
 DRAWN = 20_000  # then so many are drawn at random
 POPULATION = 10  # of NSGA-II; Optuna's 50 is more than most sweeps' trials
+STATE = ("cma:", "NSGAIISampler:")  # what these samplers must find again
 DIVERGED = "diverged"
 
 
@@ -100,17 +102,32 @@ def _offers(
         study.sampler = make_sampler(space, number, attempt)
         if fixed:
             study.enqueue_trial(fixed)
-        with warnings.catch_warnings(action="ignore"):  # of what Optuna calls experimental
+        with warnings.catch_warnings(action="ignore"), _one_thread(space):  # warnings of what Optuna calls experimental
             trial = study.ask()
+            _ = trial.relative_params  # or a whole baseline would have no generation in NSGA-II, and never be a parent
             for key in order:
                 if space.active(key, space.values_of(trial.params)):
                     _suggest(trial, key, distributions[key])
-        attributes = dict(study.get_trials(deepcopy=False)[-1].system_attrs)
-        attributes.pop("fixed_params", None)
-        if fixed:  # CMA-ES must not take a point for its own that it did not draw
-            attributes = {key: value for key, value in attributes.items() if not key.startswith("cma")}
-        yield dict(trial.params), attributes
+        attributes = study.get_trials(deepcopy=False)[-1].system_attrs
+        kept = STATE[1:] if fixed else STATE  # CMA-ES must not take a point for its own that it did not draw
+        yield dict(trial.params), {key: value for key, value in attributes.items() if key.startswith(kept)}
         study.tell(trial, state=TrialState.FAIL)
+
+
+@contextlib.contextmanager
+def _one_thread(space: Space) -> Iterator[None]:
+    """Sums in another order could lead a Gaussian process elsewhere, and on a busy machine its threads only wait."""
+    if space.sampler != "gp":
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _known(space: Space, settled: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:

@@ -95,7 +95,7 @@ class Space(Section):
         """Settings of all points of a grid beside the baselines, in the seed's order.
 
         Raises:
-            ValueError: a param without end, or too many points.
+            ValueError: too many points.
         """
         if self._grid is None:
             self._grid = grid_points(self)

@@ -64,7 +64,7 @@ def check(space: Space) -> None:
         try:
             space._grid = grid_points(space)
         except ValueError as error:
-            raise Mistake(("params",), str(error)) from None
+            raise Mistake(("params",), f"params: {error}") from None
     _rungs(space)
 
 
@@ -75,7 +75,7 @@ def _keys(space: Space) -> None:
             if key not in known:
                 raise Mistake((kind, key), f"{kind}.{key}: the configuration has no such key{did_you_mean(key, known)}")
     for key in space.params:
-        if key in space.overrides:
+        if key in space.overrides and not space.params[key].when:  # else it stands where the param does not vary
             raise Mistake(("overrides", key), f"{key} stands in params and in overrides; keep one")
         name = under(key, NOT_SWEPT)
         if name is not None:
@@ -136,6 +136,17 @@ def _ways(space: Space) -> None:
             raise Mistake(("sampler",), "sampler cmaes needs at least two params; take tpe")
         if several:
             raise Mistake(("objective",), "objective: sampler cmaes knows only one; take tpe, nsga2 or gp")
+    if space.sampler == "grid":
+        for key, param in space.params.items():
+            if param.finite() is None:
+                raise Mistake(("params", key), f"params.{key}: a grid needs a choice, an int, or a uniform with a step")
+    low, high = space.resources.worker_range
+    if low < high and space.look({}, "elastic.scale_lr_with_batch") is True:
+        raise Mistake(
+            ("resources", "workers"),
+            f"resources.workers [{low}, {high}] with elastic.scale_lr_with_batch: a trial's batch would follow its workers, "
+            "and trials could not be compared; give one number of workers",
+        )
     package = PACKAGES.get(space.sampler)
     if package is not None and importlib.util.find_spec(package) is None:
         raise Mistake(("sampler",), f"sampler {space.sampler} needs the package {package}: pip install {package}")
@@ -155,16 +166,10 @@ def _points(space: Space) -> None:
     for number, point in enumerate(space.baseline):
         _baseline(space, number, point)
     start = ("baseline[0]" if space.baseline else "the recipe") + " with the overrides"
+    _workers(space, first)
     _take(space, first, start, ("baseline", 0) if space.baseline else ("recipe",))
     for number, point in enumerate(space.baseline):
         _possible(space, number, point)
-    scaled = space.config(first, trial=True).elastic
-    if scaled.scale_lr_with_batch and scaled.min < scaled.max:
-        raise Mistake(
-            ("resources", "workers"),
-            f"resources.workers [{scaled.min}, {scaled.max}] with elastic.scale_lr_with_batch: a trial's batch would follow "
-            "its workers, and trials could not be compared; give one number of workers",
-        )
     for key, param in space.params.items():
         for position, value in enumerate(param.extremes()):
             path = ("params", key, param.kind, position)
@@ -177,6 +182,13 @@ def _points(space: Space) -> None:
                 corner[key] = space.params[key].extremes()[end]
         _take(space, corner, f"all params at their {'first' if end == 0 else 'last'} value", ("params",))
     _some_point(space, {}, ("constraints",) if space.constraints else ("params",), "params")
+
+
+def _workers(space: Space, point: dict[str, Any]) -> None:
+    """If the schema would take ``point`` on one worker, it must on as many as trials have."""
+    alone = space.model_copy(update={"resources": type(space.resources)()})
+    if alone.refuses(point) is None:
+        _take(space, point, f"resources.workers {space.resources.workers}", ("resources", "workers"))
 
 
 def _baseline(space: Space, number: int, point: dict[str, Any]) -> None:
