@@ -1,6 +1,6 @@
 """What happened to a run's workers: one JSON line an event in `events.jsonl`, beside its metrics.
 
-Starts, growths, drains, losses, stuck ranks, and how long training stood still each time.
+Starts, growths, drains, smaller shares, losses, stuck ranks, and how long training stood still each time.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ def test_twenty_aborted_runs_leave_nothing(quiet, shards, tmp_path):
     draw.shuffle(ends)
     slowest = 0.0
     for number, end in enumerate(ends):
-        config = small_config(shards, str(tmp_path), f"n{number}", **SETTINGS | {"epochs": 1 if end == "over" else 1000})
+        config = small_config(shards, str(tmp_path), f"n{number}", **SETTINGS | {"epochs": 2 if end == "over" else 1000})
         run = ElasticRun(config)
         if end == "start":
             assert run.next_result(draw.uniform(0.0, 5.0)) is None

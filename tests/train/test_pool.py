@@ -148,6 +148,8 @@ def test_what_another_run_holds_is_no_place_and_a_start_there_is_given_up(pool) 
     group = ray.util.placement_group([{"CPU": 1}])
     ray.kill(other)
     ray.get(group.ready())
-    while cluster_nodes()[node_id].taken != {"CPU": 1}:
+    deadline = time.monotonic() + 30
+    while cluster_nodes()[node_id].taken != {"CPU": 1}:  # until the other run is seen to be gone
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     ray.util.remove_placement_group(group)

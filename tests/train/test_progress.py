@@ -18,7 +18,7 @@ def test_the_rows_of_epochs_wait_until_they_are_read_in_order_and_once(ray_clust
 
 def test_a_reader_misses_no_epoch_and_leaves_nothing(ray_cluster) -> None:
     post("run", {"old": True})
-    post_epoch("run", {"epochs_done": 7})  # of an earlier start
+    post_epoch("run", {"epochs_done": 77})  # of an earlier start
     shown, epochs, seen = [], [], threading.Event()
 
     def show(row: dict) -> None:
