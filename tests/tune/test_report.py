@@ -158,6 +158,7 @@ def test_what_stands_in_names_and_errors_is_text(tmp_path: Path) -> None:
         assert "<img" not in ours(text) and "<script>document" not in ours(text)
         assert ours(text).count("<script") == 3 == ours(text).count("</script>")
         assert "&lt;img src=http://evil" in ours(text)
+        assert "<" not in text.split('id="figures">')[1].split("</script>")[0], "nothing in the plots' data ends its script"
 
 
 def _again(folder: Path, space: Space) -> Any:
