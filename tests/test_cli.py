@@ -271,8 +271,8 @@ def test_tune_leaves_the_best_configuration_here_or_says_why_not(
     best = tmp_path / "runs" / "k_tau" / "best.yaml"
     best.parent.mkdir(parents=True)
     best.write_text(load_config(RECIPE).to_yaml())
-    row = {"rank": 1, "name": "trial 0", "state": "complete" if found else "fail", "probe/top1": 0.97 if found else None}
-    row |= {"stderr": 0.01, "epochs": 6, "seconds": 60.0, "num_prototypes": 100, "temperature": 0.1, "error": ""}
+    row = {"rank": 1, "name": "trial 0", "status": "complete" if found else "failed", "probe/top1": 0.97 if found else None}
+    row |= {"stderr": 0.01, "epochs_done": 6, "seconds": 60.0, "num_prototypes": 100, "temperature": 0.1, "error": ""}
 
     def run(space: Any) -> Outcome:
         asked.append(space)

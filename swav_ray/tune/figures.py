@@ -198,6 +198,7 @@ def cost(rows: list[Result], space: Space, front: set[int]) -> go.Figure | None:
     traces = [points(paid, hours, [row.value for row in paid], "complete", error_y=errors(paid))]
     edge = sorted((row.attrs["gpu_hours"], row.value or 0.0) for row in paid if row.number in front)
     if edge:
-        traces.append(_line(edge, "pareto"))
+        ring = {"mode": "lines+markers", "marker": {"symbol": "circle-open", "size": 16, "color": BEST}}
+        traces.append(_line(edge, "pareto").update(ring))
     name = accuracy(space)
     return figure(traces, xaxis={"title": "GPU-hours"}, yaxis={"title": AXIS_TITLES.get(name, name)})

@@ -72,7 +72,8 @@ def _against(best: list[Result], rows: list[Result], baselines: list[dict[str, A
     elif complete:
         lines.append(f"Against the baseline ({complete[0].name}, {score(complete[0])}): {_gap(first, complete[0])}.")
     elif own:
-        lines.append(f"The baseline ({own[0].name}) is {own[0].status}, so there is no gap to it yet.")
+        fate = {"pruned": "was stopped early", "failed": "failed"}.get(own[0].status, "is still running")
+        lines.append(f"The baseline ({own[0].name}) {fate}, so there is no gap to it.")
     scale = [(base["name"], base[accuracy(space)]) for base in baselines if base.get(accuracy(space)) is not None]
     if scale:
         lines.append(f"For scale, the same measure gives {' and '.join(f'{value:.4f} on {name}' for name, value in scale)}.")

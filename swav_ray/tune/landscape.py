@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from plotly.colors import sample_colorscale
 
 from swav_ray.tune.figures import COLOURS, GREY, errors, figure, hover, points, safe
-from swav_ray.tune.leaderboard import text
+from swav_ray.tune.leaderboard import text, wrapped
 from swav_ray.tune.results import Result, ranked
 from swav_ray.tune.space import Space
 
@@ -44,7 +44,7 @@ class Axis:
         return (self.positions[number] - self.low) / ((self.high - self.low) or 1.0)
 
     def layout(self, title: bool = True) -> dict[str, Any]:
-        pad = 0.04 * ((self.high - self.low) or 1.0)
+        pad = 0.3 if self.choice else 0.04 * ((self.high - self.low) or 1.0)  # room for the labels of the outer choices
         shown: dict[str, Any] = {"range": [self.low - pad, self.high + pad], "title": safe(self.key) if title else None}
         if self.ticks:
             shown |= {"tickvals": [at for at, _ in self.ticks], "ticktext": [label for _, label in self.ticks]}
@@ -130,7 +130,7 @@ def contour(rows: list[Result], space: Space, x: Axis, y: Axis) -> go.Figure | N
         symbols = ["star", *["circle"] * (len(complete) - 1)]
         sizes = [16, *[11] * (len(complete) - 1)]
         marker = colours | {"symbol": symbols, "size": sizes, "line": {"width": 1.5, "color": "#fff"}}
-        shown = {"mode": "markers", "name": "complete (star: best)", "hoverinfo": "text"}
+        shown = {"mode": "markers", "name": "complete (star: best here)", "hoverinfo": "text"}
         hovers = [hover(row) for row in complete]
         traces.append(go.Scatter(x=_at(x, complete), y=_at(y, complete), marker=marker, hovertext=hovers, **shown))
     return figure(traces, 500, xaxis=x.layout(), yaxis=y.layout())
@@ -194,11 +194,11 @@ def parallel(rows: list[Result], space: Space, known: dict[str, Axis]) -> go.Fig
     notes, ends = [], [*known.values(), None]
     for index, axis in enumerate(ends):
         title = "accuracy" if axis is None else axis.key
-        notes.append(_note(index, 1.09, f"<b>{safe(title).replace('_', '_<br>')}</b>", yanchor="bottom"))
+        notes.append(_note(index, 1.09, f"<b>{'<br>'.join(map(safe, wrapped(title)))}</b>", yanchor="bottom"))
         marks = [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")] if axis is None else _marks(axis)
         notes += [_note(index, at, label, xanchor="left", xshift=4) for at, label in marks]
     if any(row.number not in axis.positions for row in judged for axis in known.values()):
-        notes.append(_note(0, UNUSED, "not used", xanchor="right", xshift=-4))
+        notes.append(_note(-0.35, UNUSED, "not used", xanchor="left"))
     lines = [{"type": "line", "x0": i, "x1": i, "y0": -0.02, "y1": 1.02, "line": {"color": GREY}} for i in range(len(ends))]
     hidden = {"visible": False, "fixedrange": True}
     spans = {"xaxis": hidden | {"range": [-0.35, len(ends) - 0.4]}, "yaxis": hidden | {"range": [-0.2, 1.42]}}

@@ -155,12 +155,17 @@ def _head(key: str, known: set[str]) -> str:
     short = key.rsplit(".", 1)[-1]
     if sum(other.rsplit(".", 1)[-1] == short for other in known) > 1:
         short = key
+    return "\n".join(wrapped(short))
+
+
+def wrapped(name: str) -> list[str]:
+    """A dotted key in lines of about ten characters, cut after its dots and underscores."""
     lines = [""]
-    for part in short.replace("_", "_\0").replace(".", ".\0").split("\0"):
+    for part in name.replace("_", "_\0").replace(".", ".\0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > 10:
             lines.append("")
         lines[-1] += part
-    return "\n".join(lines)
+    return lines
 
 
 def text(value: Any, digits: int = 4) -> str:
