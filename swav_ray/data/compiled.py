@@ -13,7 +13,6 @@ import importlib
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from types import ModuleType
 from swav_ray.errors import UserError
 
 KERNELS = "swav_ray.data.kernels"
-COMPLETE = "complete"  # a file beside the machine code, written last
+SEAL = "sha256"  # a file beside the machine code, written last
 _once = threading.Lock()
 _loaded: ModuleType | None = None
 
@@ -62,21 +61,31 @@ def _load() -> ModuleType:
 
 
 def _load_from(place: Path) -> ModuleType:
-    complete = place / COMPLETE
-    if complete.exists():
-        with contextlib.suppress(Exception):  # whatever a damaged file raises; it is looked at again below
-            return _import(place)
-    with _locked(place.with_name(place.name + ".lock")):
-        try:
-            module = _import(place)
-        except Exception:
-            shutil.rmtree(place)
-            place.mkdir()
-            for name in [name for name in sys.modules if name.startswith(KERNELS)]:
-                del sys.modules[name]  # what could be loaded is kept anew as well
-            module = _import(place)
-        complete.touch()
-    return module
+    if not _whole(place):
+        with _locked(place.with_name(place.name + ".lock")):
+            if not _whole(place):  # still
+                shutil.rmtree(place)
+                place.mkdir()
+                module = _import(place)
+                (place / SEAL).write_text(_digest(place))
+                return module
+    return _import(place)
+
+
+def _whole(place: Path) -> bool:
+    """Whether all that was kept is there and unchanged: numba itself would fail on half a file, or run it."""
+    try:
+        return (place / SEAL).read_text() == _digest(place)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def _digest(place: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in place.rglob("*") if path.is_file() and path.name != SEAL):
+        digest.update(f"{path.relative_to(place)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _import(place: Path) -> ModuleType:
@@ -84,7 +93,7 @@ def _import(place: Path) -> ModuleType:
     import numba
 
     ours = {"CACHE_DIR": str(place), "SLP_VECTORIZE": 1}  # vectors of the sums that stand side by side: 3 times as fast
-    before = {name: getattr(numba.config, name) for name in ours}
+    before = _settings(*ours)
     try:
         for name, value in ours.items():
             setattr(numba.config, name, value)
@@ -92,6 +101,12 @@ def _import(place: Path) -> ModuleType:
     finally:
         for name, value in before.items():
             setattr(numba.config, name, value)
+
+
+def _settings(*names: str) -> dict[str, object]:
+    import numba
+
+    return {name: getattr(numba.config, name) for name in names}
 
 
 def _key() -> str:
@@ -102,7 +117,7 @@ def _key() -> str:
 
     sources = sorted(Path(__file__).with_name("kernels").glob("*.py"))
     versions = (numba.__version__, llvmlite.__version__, platform.python_version(), platform.python_implementation())
-    features = llvmlite.binding.get_host_cpu_features().flatten()
+    features = (llvmlite.binding.get_host_cpu_features().flatten(), *_settings("CPU_NAME", "CPU_FEATURES").values())
     parts = (*versions, features, *((str(source), source.read_text(encoding="utf-8")) for source in sources))
     return f"{llvmlite.binding.get_host_cpu_name()}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
