@@ -81,7 +81,7 @@ def _shift_hue(planes, shift):
         sixths = place + F32(1) - lacks if onward else place - F32(1) + lacks
         turn = F64(sixths) * (1 / 6) + 1.0
         turn = turn - 1.0 if turn >= 1.0 else turn
-        red[i] = U8(I32(F64(F32(turn)) * 255.0) + shift)  # wraps around, as it should
+        red[i] = U8(I32(F32(turn) * F32(255)) + shift)  # wraps around, as it should
         green[i] = U8(I32(spread / (high if high > F32(0) else F32(1)) * F32(255)))
         blue[i] = U8(I32(high))
     for i in range(red.size):
