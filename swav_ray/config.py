@@ -6,20 +6,18 @@ a YAML file or the name of a recipe shipped with the package; `--set key=value` 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.resources
 import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from swav_ray.config_sections import Augment, Backbone, Checkpoints, Data, Elastic, Probe, Section
-from swav_ray.errors import UserError, did_you_mean, explain
-
-# What PyYAML lets through from a value it cannot build (`2001-99-99`, `!!int x`) beside its own errors.
-NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+from swav_ray.errors import Place, UserError, did_you_mean, explain
+from swav_ray.yaml_files import NOT_YAML, Lines, dump, parse, read_mapping
 
 
 class Config(Section):
@@ -165,9 +163,10 @@ class Config(Section):
         return hashlib.sha256(json.dumps(self.computed(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump(self.model_dump(mode="json"))
 
 
+@functools.cache
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     """Every dotted key of the schema with its field."""
     keys: dict[str, Any] = {}
@@ -184,32 +183,21 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        content = yaml.safe_load(text)
-    except NOT_YAML as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold keys and values, found {type(content).__name__}")
-    return content
-
-
-def recipe_values(recipe: str) -> tuple[dict[str, Any], str]:
-    """The raw values of a recipe's name or a YAML path, and what to call their source in messages."""
+def read_recipe(recipe: str) -> tuple[dict[str, Any], Lines]:
+    """The raw values of a recipe's name or a YAML path, and where they stand, for messages."""
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
-        return read_yaml(Path(recipe)), recipe
+        return read_mapping(Path(recipe))
     if recipe not in recipe_names():
         near = did_you_mean(recipe, recipe_names())
         raise UserError(f"no recipe {recipe!r}{near}; recipes are {', '.join(recipe_names())}; a file ends in .yaml")
     text = importlib.resources.files("swav_ray.recipes").joinpath(f"{recipe}.yaml").read_text()
-    return yaml.safe_load(text), f"recipe {recipe}"
+    return parse(text), Lines(f"recipe {recipe}")
+
+
+def recipe_values(recipe: str) -> tuple[dict[str, Any], str]:
+    """The raw values of a recipe's name or a YAML path, and what to call their source in messages."""
+    values, lines = read_recipe(recipe)
+    return values, lines.file
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -235,13 +223,13 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text}: write key=value")
     try:
-        value = yaml.safe_load(raw)
+        value = parse(raw)
     except NOT_YAML:
         raise UserError(f"--set {text}: the value is not valid YAML") from None
     return key.strip(), value
 
 
-def build_config(values: dict[str, Any], source: str) -> Config:
+def build_config(values: dict[str, Any], source: Place) -> Config:
     """A checked configuration from raw values.
 
     Raises:
@@ -255,9 +243,16 @@ def build_config(values: dict[str, Any], source: str) -> Config:
 
 def load_config(recipe: str, overrides: dict[str, Any] | None = None) -> Config:
     """The configuration of a recipe's name or a YAML file, with dotted overrides on top."""
-    values, source = recipe_values(recipe)
-    for key, value in (overrides or {}).items():
+    values, lines = read_recipe(recipe)
+    overrides = overrides or {}
+    for key, value in overrides.items():
         set_dotted(values, key, value, "--set")
-    if overrides:
-        source = f"{source} with --set"
-    return build_config(values, source)
+
+    def where(path: tuple[Any, ...]) -> str:
+        keys = [".".join(map(str, path[:length])) for length in range(1, len(path) + 1)]
+        if any(key in overrides for key in keys):
+            return "--set"
+        within = any(not keys or key.startswith(f"{keys[-1]}.") for key in overrides)
+        return lines.place(path) + (" with --set" if within else "")
+
+    return build_config(values, where)

@@ -105,6 +105,7 @@ class Probe(Section):
     """The frozen-feature linear probe on a held-out part of the training labels, during training."""
 
     every_epochs: int = Field(0, ge=0, description="0: only at the end")
+    at_epochs: tuple[int, ...] = Field((), description="and after these, counted from 1; a sweep's rungs")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of the training images the probe is scored on")
     max_rows: int = Field(50_000, ge=10)
     resize: int = Field(0, ge=0, description="short side before the centre crop; 0: crop size * 256 / 224")

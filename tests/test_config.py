@@ -21,12 +21,12 @@ from swav_ray.config import (
     known_keys,
     load_config,
     parse_assignment,
-    read_yaml,
     recipe_names,
     recipe_values,
     set_dotted,
 )
 from swav_ray.errors import UserError, did_you_mean
+from swav_ray.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
@@ -78,7 +78,7 @@ def test_an_unknown_key_names_the_nearest_one(key: str, nearest: str, tmp_path: 
     path = tmp_path / "mine.yaml"
     path.write_text(f"{sections[0]}: {{{leaf}: 1}}" if sections else f"{leaf}: 1")
     line = line_of(load_config, str(path))
-    assert line.startswith(f"{path}: ") and f"unknown key {key!r} (did you mean {nearest!r}?)" in line
+    assert line.startswith(f"{path}:1: ") and f"unknown key {key!r} (did you mean {nearest!r}?)" in line
 
 
 def test_a_key_like_no_other_is_named_without_a_guess() -> None:
@@ -129,7 +129,7 @@ def test_a_key_like_no_other_is_named_without_a_guess() -> None:
 )
 def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: Any, said: str) -> None:
     line = line_of(load_config, RECIPE, {key: value})
-    assert line.startswith(f"{RECIPE} with --set: {key}") and said in line
+    assert line.startswith(f"--set: {key}") and said in line
     assert f"{value!r}" in line
 
 
@@ -173,7 +173,7 @@ def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: 
 )
 def test_an_impossible_combination_is_said_with_its_numbers(changes: dict[str, Any], said: str) -> None:
     line = line_of(load_config, RECIPE, changes)
-    assert line.startswith(f"{RECIPE} with --set: ") and said in line
+    assert line.startswith((f"{RECIPE} with --set: ", "--set: ", f"{RECIPE}:")) and said in line
 
 
 @pytest.mark.parametrize(
@@ -210,15 +210,15 @@ def test_the_last_possible_value_is_taken(changes: dict[str, Any]) -> None:
 def test_several_mistakes_are_counted_and_a_misspelt_key_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("epochs: 0\nseed: -1\nepsillon: 0.1\n")
-    assert line_of(load_config, str(path)) == f"{path}: unknown key 'epsillon' (did you mean 'epsilon'?) (and 2 more)"
+    assert line_of(load_config, str(path)) == f"{path}:3: unknown key 'epsillon' (did you mean 'epsilon'?) (and 2 more)"
 
 
 def test_an_impossible_section_is_found_in_a_file_too(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("elastic: {min: 3, max: 2}\n")
-    assert line_of(load_config, str(path)) == f"{path}: elastic.min 3 is above elastic.max 2; swap them"
+    assert line_of(load_config, str(path)) == f"{path}:1: elastic.min 3 is above elastic.max 2; swap them"
     path.write_text("data: 3\n")
-    assert f"{path}: data = 3: " in line_of(load_config, str(path))
+    assert f"{path}:1: data = 3: " in line_of(load_config, str(path))
 
 
 # --- files
@@ -254,7 +254,7 @@ def test_a_file_that_is_no_configuration_is_named_in_one_line(content: bytes, sa
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     line = line_of(load_config, str(path))
-    assert line.startswith(f"{path}: ") and said in line
+    assert line.startswith((f"{path}: ", f"{path}:1: ", f"{path}:2: ")) and said in line
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 def test_a_list_that_is_too_short_names_the_missing_place() -> None:
     line = line_of(load_config, RECIPE, {"augment.mean": [0.5, 0.5]})
-    assert line == f"{RECIPE} with --set: augment.mean.2 is missing"
+    assert line == "--set: augment.mean.2 is missing"
 
 
 def test_files_are_read_as_utf8_in_any_locale(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(swav_ray.__file__).parent
 # A part may import parts of a lower floor and itself. A new part needs a place here.
 FLOORS = {
     "errors": 0,
+    "yaml_files": 1,
     "config_sections": 1,
     "config": 2,
     "recipes": 2,

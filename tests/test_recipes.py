@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from swav_ray.config import Config, build_config, known_keys, load_config, read_yaml, recipe_names, recipe_values
+from swav_ray.config import Config, build_config, known_keys, load_config, recipe_names, recipe_values
+from swav_ray.yaml_files import read_yaml
 
 
 class Published(NamedTuple):

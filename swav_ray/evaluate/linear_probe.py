@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Score:
     top1_stderr: float
     num_test: int
     l2: float = 0.0
+    hits_N: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool), repr=False, compare=False)  # top-1
 
     @classmethod
     def of(cls, scores_NC: Tensor, labels_N: Tensor, *, l2: float = 0.0) -> Score:
@@ -30,7 +31,7 @@ class Score:
         hits = best == labels_N[:, None]
         top1 = hits[:, 0].double().mean().item()
         count = len(labels_N)
-        return cls(top1, hits.any(dim=1).double().mean().item(), math.sqrt(top1 * (1 - top1) / count), count, l2)
+        return cls(top1, hits.any(dim=1).double().mean().item(), math.sqrt(top1 * (1 - top1) / count), count, l2, hits[:, 0])
 
 
 def check_rows(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:

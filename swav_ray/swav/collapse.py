@@ -35,8 +35,8 @@ class Verdict:
     advice: str
 
     @property
-    def failed(self) -> bool:
-        return self.state in ("collapsed", "diverged")
+    def unwell(self) -> bool:
+        return self.state in ("collapsed", "stuck", "diverged")
 
 
 class CollapseWatch:
@@ -95,7 +95,7 @@ def judge(signs: Signs, *, epoch: float, settled_epoch: float) -> Verdict:
         return Verdict("warming_up", "")
     if signs.embedding_std < 0.05:
         return Verdict("collapsed", "embeddings are one point: lower base_lr, freeze the prototypes longer, or epsilon 0.03")
-    if signs.loss_share > 0.995:
+    if abs(signs.loss_share - 1) < 0.005:  # not above it: a sharp temperature starts at twice ln K, and learns
         return Verdict(
             "stuck",
             "loss is at ln K: try epsilon 0.03, freeze_prototypes_epochs up, fewer prototypes, softer crops, another base_lr",

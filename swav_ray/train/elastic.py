@@ -13,10 +13,6 @@ import dataclasses
 import gc
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -54,13 +50,18 @@ from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker,
 from ray.train.v2._internal.util import invoke_context_managers, time_monotonic
 
 from swav_ray.config import Config
+from swav_ray.errors import Stopped
+from swav_ray.train.cluster import cancel_reservation, end_family, run_id_of
+from swav_ray.train.control import Control, stopped_by_signals
 from swav_ray.train.events import EventLog
 from swav_ray.train.policy import BACKSTOP_SECONDS, ElasticPolicy
 from swav_ray.train.pool import WarmPool
+from swav_ray.train.shares import Share
 from swav_ray.train.signals import SIGNALS, Beat, Request
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 0.1  # between looks at the requests to stop or abort
 TICK_SECONDS = 0.25  # between looks at the workers and the cluster
 RENDEZVOUS_SECONDS = 60.0  # for all workers of a new group to find each other
 FAILURES = 8  # worker groups lost in a row without a new step before the run gives up
@@ -210,16 +211,18 @@ class WarmGroup(WorkerGroup):
 class WarmPolicy(ElasticScalingPolicy):
     """`ElasticPolicy` where Ray looks for a policy; requests to the autoscaler stay Ray's."""
 
-    def __init__(self, scaling_config: Any, config: Config, run_uri: str, worker_env: dict[str, Any]) -> None:
+    def __init__(
+        self, scaling_config: Any, config: Config, run_uri: str, share_key: str | None, worker_env: dict[str, Any]
+    ) -> None:
         super().__init__(scaling_config)
-        self._config, self._run_uri, self._worker_env = config, run_uri, worker_env
+        self._config, self._run_uri, self._share_key, self._worker_env = config, run_uri, share_key, worker_env
 
     def after_controller_start(self, train_run_context: Any) -> None:
         super().after_controller_start(train_run_context)
         actor_class = ray.remote(runtime_env=self._worker_env, max_restarts=0)(WarmTrainWorker)
         self.pool = WarmPool(actor_class, self.scaling_config._resources_per_worker_not_none, self._config)
         self.events = EventLog(self._run_uri)
-        self.rules = ElasticPolicy(self._config, self.pool, self.events)
+        self.rules = ElasticPolicy(self._config, self.pool, self.events, Share(self._share_key))
 
     async def before_controller_shutdown(self) -> None:
         await super().before_controller_shutdown()
@@ -290,15 +293,19 @@ class ElasticTrainer(TorchTrainer):
     Args:
         config: of the run; `config.elastic` says how many workers, and when their number changes.
         run_uri: the run's folder, for its log of events.
+        control: stops or aborts it from another thread.
+        share_key: names its share of the workers (`shares.py`) where other runs go on beside it.
     """
 
-    def __init__(self, *args: Any, config: Config, run_uri: str, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, config: Config, run_uri: str, control: Control, share_key: str | None = None, **kwargs: Any
+    ) -> None:
         os.environ[ENABLE_PREEMPTION_WATCHER_ENV_VAR] = "0"  # notices are the policy's business
         os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, str(TICK_SECONDS))
         os.environ.setdefault(WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR, str(config.elastic.silent_seconds))
         super().__init__(*args, torch_config=WarmTorchConfig(), **kwargs)
-        self.config, self.run_uri = config, run_uri
-        self.stopped = False
+        self.config, self.run_uri, self.control, self.share_key = config, run_uri, control, share_key
+        object.__setattr__(self.train_run_context, "run_id", run_id_of(run_uri))  # frozen, and not to be chosen
 
     def _create_default_callbacks(self) -> list[Any]:
         return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in _DROPPED]
@@ -306,38 +313,23 @@ class ElasticTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         environment = get_env_vars_to_propagate()
         worker_env = WorkerGroup._get_worker_runtime_env(custom_runtime_env=self.run_config.worker_runtime_env)
-        kwargs["scaling_policy"] = WarmPolicy(self.scaling_config, self.config, self.run_uri, dict(worker_env))
+        kwargs["scaling_policy"] = WarmPolicy(self.scaling_config, self.config, self.run_uri, self.share_key, dict(worker_env))
         kwargs["failure_policy"] = PatientFailurePolicy(self.run_config.failure_config)
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         remote = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(ElasticController)
         controller = remote.remote(**kwargs)
-        run = controller.run.remote()
-        with graceful_stop() as asked:
-            while not ray.wait([run], timeout=0.2)[0]:
-                if asked.is_set() and not self.stopped:
-                    self.stopped = True
-                    controller.ask_to_stop.remote()
-        ray.get(run)
-        return ray.get(controller.get_result.remote())
-
-
-@contextmanager
-def graceful_stop() -> Iterator[threading.Event]:
-    """The event is set by the first SIGTERM or Ctrl-C; a second one acts as usual. Only the main thread hears them."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def first(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, old[number])
-
-    for number in old:
-        signal.signal(number, first)
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        try:
+            run, asked = controller.run.remote(), False
+            with stopped_by_signals(self.control):
+                while not ray.wait([run], timeout=LOOK_SECONDS)[0]:
+                    if self.control.aborted:
+                        raise Stopped(f"run {self.config.name!r} was aborted")
+                    if self.control.stopping and not asked:
+                        asked = True
+                        controller.ask_to_stop.remote()
+            ray.get(run)
+            return ray.get(controller.get_result.remote())
+        finally:
+            # From outside: the controller itself may be in a call that takes minutes.
+            end_family(controller)
+            cancel_reservation(self.run_uri)

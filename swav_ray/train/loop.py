@@ -90,6 +90,7 @@ class Training:
         self._pending: list[dict[str, Any]] = []  # steps whose loss is still on the device
         self._pending_losses: list[Tensor] = []
         self._bad_in_epoch = 0.0
+        self._unwell_since: float | None = self.log.last.get("unwell_since") if self.log is not None else None
         self._saved_step, self._saved_time = self.step, time.monotonic()
         self._tick = time.monotonic()
 
@@ -127,7 +128,7 @@ class Training:
                 last = self._flush() or last
             if epoch_over:
                 SIGNALS.enter("probe", self.step)
-                last |= self._end_of_epoch(batch.epoch + 1)
+                last |= self._end_of_epoch(batch.epoch + 1, last)
             asked = Request(vote()) if batch.next.epoch < self.config.epochs else Request.NONE
             if epoch_over or asked or self._checkpoint_due():
                 SIGNALS.enter("checkpoint", self.step)
@@ -217,13 +218,17 @@ class Training:
         now = time.monotonic()
         rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"}
         rows[-1] |= {"verdict": verdict.state, "bad_images": int(bad), "ln_k": math.log(self.config.num_prototypes)}
+        self._unwell_since = (epoch_now if self._unwell_since is None else self._unwell_since) if verdict.unwell else None
+        rows[-1]["unwell_since"] = self._unwell_since
+        if verdict.advice:
+            rows[-1]["advice"] = verdict.advice
         rows[-1]["images_per_second"] = sum(row["rows"] for row in rows) / max(now - self._tick, 1e-9)
         self._tick = now
         if self.log is not None:
             for row in rows:
                 self.log.write(row)
             self.log.flush()
-            self.report(rows[-1] | {"steps": self.total_steps, "advice": verdict.advice})
+            self.report(rows[-1] | {"steps": self.total_steps})
         limit = self.config.data.max_bad_fraction * self.stream.plan.num_rows
         if bad > limit:
             raise UserError(
@@ -234,17 +239,20 @@ class Training:
             raise UserError(f"the loss is {losses[-1]} at step {self.step}: {verdict.advice}")
         return rows[-1] if self.log is not None else None
 
-    def _end_of_epoch(self, epochs_done: int) -> dict[str, Any]:
+    def _end_of_epoch(self, epochs_done: int, last: dict[str, Any]) -> dict[str, Any]:
         self._bad_in_epoch = 0.0
-        every = self.config.probe.every_epochs
-        due = epochs_done == self.config.epochs or (every and epochs_done % every == 0)
+        probe = self.config.probe
+        due = epochs_done == self.config.epochs or epochs_done in probe.at_epochs
         found: dict[str, Any] = {"epochs_done": epochs_done}
-        if due:
+        if due or (probe.every_epochs and epochs_done % probe.every_epochs == 0):
             found |= probe_backbone(self.config, self.model.backbone, self.world)
             if self.log is not None and "probe/top1" in found:
                 self.log.write({"step": self.step, "epoch": epochs_done - 1, **found})
         if self.world.rank == 0:
-            self.report({"step": self.step, "epoch": epochs_done - 1, **found})
+            signs: dict[str, Any] = {
+                key: last[key] for key in ("loss", "verdict", "unwell_since", "advice", "prototypes_in_use") if key in last
+            }
+            self.report({"step": self.step, "epoch": epochs_done - 1, **signs, **found})
         self._tick = time.monotonic()
         return found
 

@@ -38,6 +38,9 @@ class MetricsLog:
     Args:
         run: folder of the run.
         step: steps already done and saved; lines of later steps are dropped.
+
+    Attributes:
+        last: the last line kept that says how the run is (`verdict`); empty in a new run.
     """
 
     def __init__(self, run: Storage, step: int) -> None:
@@ -46,6 +49,7 @@ class MetricsLog:
         self.run = run
         self._scratch = Path(tempfile.mkdtemp(prefix="swav-ray-")) if run.is_s3 else Path(run.root)
         kept = [row for row in read_metrics(run) if row["step"] <= step]
+        self.last: dict[str, Any] = next((row for row in reversed(kept) if "verdict" in row), {})
         self._path = self._scratch / FILE
         Storage(str(self._scratch)).write(FILE, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")

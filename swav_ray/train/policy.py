@@ -2,13 +2,15 @@
 
 Asked several times a second. A resize with notice: workers are asked to YIELD, all ranks stop after the same step with a
 checkpoint, then the group changes; new processes are warm before anyone is asked. After a loss, whoever is left goes on at
-once, and replacements join later as a growth.
+once, and replacements join later as a growth. Where several runs share a cluster each keeps to its share (`shares.py`): a
+smaller one is a resize with notice, after which the surplus processes end.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from swav_ray.config import Config
@@ -32,10 +34,15 @@ class ElasticPolicy:
         config: of the run; `config.elastic` holds the rules.
         pool: the processes.
         events: told of every change.
+        share: how many workers this run may have at present, beside others; None is no limit.
     """
 
-    def __init__(self, config: Config, pool: WarmPool, events: EventLog) -> None:
-        self.elastic, self.pool, self.events = config.elastic, pool, events
+    def __init__(
+        self, config: Config, pool: WarmPool, events: EventLog, share: Callable[[], int | None] = lambda: None
+    ) -> None:
+        self.elastic, self.pool, self.events, self.share = config.elastic, pool, events, share
+        self._least = next(size for size in range(self.elastic.max + 1) if fitting_size(size, self.elastic))
+        self._limit = self.elastic.max
         self.clock = Clock()
         self.best_step = -1  # the furthest that all workers have come
         self.stopping = False  # the run is to end after its next step
@@ -54,13 +61,16 @@ class ElasticPolicy:
             RuntimeError: no worker process starts; says why the last one did not.
         """
         self.clock.restarting()
+        self._limit = self._right(0)
         self.pool.refresh()
         self.pool.reclaim()  # of a group that failed
-        usable = fitting_size(len(self.pool.usable), self.elastic)
+        self.pool.trim(self._limit)
+        usable = self._fitting(len(self.pool.usable))
         if self._workers and usable:
             return self._resize(usable)
         if len(self.pool.failed_starts) >= FAILED_STARTS and not self.pool.warming:
-            raise RuntimeError(f"no worker starts: {self.pool.failed_starts[-1]}")
+            last = self.pool.failed_starts[-1]
+            raise type(last)(f"no worker starts: {last}")
         self._recruit(self.pool.slots())
         now = time.monotonic()
         self._tell_of_waiting(now, usable)
@@ -76,7 +86,9 @@ class ElasticPolicy:
             actors: of all ranks, in rank order.
         """
         now = time.monotonic()
+        self._limit = self._right(self._least)
         self.pool.refresh()
+        self.pool.trim(self._limit)
         if len(beats) < len(actors):
             return None  # one is late, gone or finished; the next polls tell
         self._see(beats, now)
@@ -93,13 +105,15 @@ class ElasticPolicy:
         slots = self.pool.slots()
         places = self._new_places.settled(slots, now)
         there = len(self.pool.usable) + len(self.pool.warming)
-        room = fitting_size(there + sum(slots[node] for node in places), self.elastic)
+        room = self._fitting(there + sum(slots[node] for node in places))
         if growth_pays(len(actors), room, remaining, self.clock.restart_seconds):
             self._recruit(places)
-        target = fitting_size(len(self.pool.usable), self.elastic)
+        target = self._fitting(len(self.pool.usable))
         rested = now - self._resized_at > self.elastic.cooldown_seconds
         if self.pool.doomed:
             self._yield = ("drain", now + self._notice())
+        elif len(actors) > self._limit:
+            self._yield = ("share", now + self.elastic.checkpoint_wait_seconds)
         elif rested and growth_pays(len(actors), target, remaining, self.clock.restart_seconds):
             self._yield = ("grow", now + self.elastic.checkpoint_wait_seconds)
         if self._yield is not None:
@@ -110,16 +124,24 @@ class ElasticPolicy:
         """The group failed."""
         self.events.add("lost", step=self.best_step, workers=self._workers, cause=cause)
 
+    def _right(self, least: int) -> int:
+        """The largest size that this run may have now: what its share allows, but not less than ``least``."""
+        share = self.share()
+        return fitting_size(self.elastic.max if share is None else max(share, least), self.elastic)
+
+    def _fitting(self, places: int) -> int:
+        return fitting_size(min(places, self._limit), self.elastic)
+
     def _recruit(self, nodes: Any) -> None:
         """Start, on ``nodes``, the processes that would bring the group to its largest possible size."""
         staying = [member for member in self.pool.members if not self.pool.nodes[member.node_id].draining]
         room = sum(count for node, count in self.pool.slots().items() if node in nodes)
-        missing = fitting_size(len(staying) + room, self.elastic) - len(staying)
+        missing = self._fitting(len(staying) + room) - len(staying)
         if missing > 0:
             self.pool.start_on(nodes, missing)
 
     def _tell_of_waiting(self, now: float, usable: int) -> None:
-        if usable or self.pool.warming:
+        if usable or self.pool.warming or self._limit < self._least:
             self._tell_at = float("inf")
         elif now >= self._tell_at:
             room = len(self.pool.members) + sum(self.pool.slots().values())
@@ -178,7 +200,7 @@ class ElasticPolicy:
         parked = all(beat.parked for beat in beats.values())
         if not parked and now < self._yield[1]:
             return None
-        target = fitting_size(len(self.pool.usable), self.elastic)
+        target = self._fitting(len(self.pool.usable))
         if not target:  # too few stay: all is saved, and the workers wait for the end of their nodes or for new ones
             self._recruit(self.pool.slots())
             return None

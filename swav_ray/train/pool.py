@@ -19,6 +19,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swav_ray.config import Config
+from swav_ray.train.blame import CodeError, code_failed
+from swav_ray.train.cluster import Node, cluster_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -43,30 +45,6 @@ class Member:
     busy: bool = False
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node as the pool sees it: what it has, what is free of it, and whether it is about to leave (epoch ms; 0: unknown)."""
-
-    node_id: str
-    total: dict[str, float]
-    free: dict[str, float]
-    draining: bool = False
-    deadline_ms: int = 0
-
-
-def cluster_nodes() -> dict[str, Node]:
-    """The nodes that are alive, with their free resources and drain notices, as the cluster's control store has them now."""
-    from ray._private.state import state
-
-    free = state.available_resources_per_node()
-    draining = state.get_draining_nodes()
-    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    return {
-        name: Node(name, dict(total), dict(free.get(name, {})), name in draining, draining.get(name, 0))
-        for name, total in alive.items()
-    }
-
-
 class WarmPool:
     """The worker processes of one run.
 
@@ -89,7 +67,7 @@ class WarmPool:
         self._numbers = itertools.count()
         self.members: list[Member] = []
         self.nodes: dict[str, Node] = {}
-        self.failed_starts: list[str] = []  # why, since the last start that succeeded
+        self.failed_starts: list[RuntimeError] = []  # since the last start that succeeded; CodeErrors are the code's
         self._avoided: dict[str, float] = {}  # nodes on which a start failed, and until when none is tried there
 
     def refresh(self) -> None:
@@ -100,6 +78,8 @@ class WarmPool:
                 self.discard(member, "its node is gone")
             elif member.metadata is None:
                 self._check_warming(member)
+        for node in self.nodes.values():
+            self._withdraw(node)
 
     def _check_warming(self, member: Member) -> None:
         done, _ = ray.wait([member.warming], timeout=0)
@@ -109,14 +89,29 @@ class WarmPool:
                 self.failed_starts.clear()
             except Exception as error:
                 lines = str(error).strip().splitlines()
-                self._start_failed(member, lines[-1][:500] if lines else type(error).__name__)
+                kind = CodeError if code_failed(error) else RuntimeError
+                self._start_failed(member, kind(lines[-1][:500] if lines else type(error).__name__))
         elif time.monotonic() - member.started > START_SECONDS:
-            self._start_failed(member, f"it was not ready within {START_SECONDS:.0f} s")
+            self._start_failed(member, RuntimeError(f"it was not ready within {START_SECONDS:.0f} s"))
 
-    def _start_failed(self, member: Member, why: str) -> None:
+    def _start_failed(self, member: Member, why: RuntimeError) -> None:
         self.failed_starts.append(why)
         self._avoided[member.node_id] = time.monotonic() + AVOID_SECONDS
-        self.discard(member, why)
+        self.discard(member, str(why))
+
+    def _withdraw(self, node: Node) -> None:
+        """Give up starts on a place that another run took first: they would wait there for as long as it lives."""
+        here = [member for member in self.members if member.node_id == node.node_id]
+        surplus = len(here) - int(node.holds(self.resources) + 1e-9)
+        for member in [member for member in reversed(here) if member.metadata is None][: max(0, surplus)]:
+            self.discard(member, "its place was taken by others")
+
+    def trim(self, limit: int) -> None:
+        """End processes that do not serve until at most ``limit`` are left on nodes that stay, those still warming first."""
+        staying = [member for member in self.members if not self.nodes[member.node_id].draining]
+        idle = sorted((member for member in staying if not member.busy), key=lambda m: (m.metadata is not None, -m.number))
+        for member in idle[: max(0, len(staying) - limit)]:
+            self.discard(member, "others have a right to its place")
 
     def discard(self, member: Member, why: str) -> None:
         """Kill a member's process and forget it."""
@@ -136,7 +131,7 @@ class WarmPool:
     def slots(self) -> dict[str, int]:
         """How many more workers each node could hold that is not draining; nodes with none are left out.
 
-        Processors count as free unless our own workers hold them, accelerators and custom resources only if nobody does.
+        Processors count as free unless somebody's workers hold them, accelerators and custom resources only if nobody does.
         """
         found = {}
         for node in self.nodes.values():
@@ -148,7 +143,7 @@ class WarmPool:
             room = float("inf")
             for key, need in self.resources.items():
                 if key in _SHARED:
-                    room = min(room, node.total.get(key, 0.0) / need - len(here))
+                    room = min(room, node.holds({key: need}) - len(here))
                 else:
                     room = min(room, node.free.get(key, 0.0) / need - waiting)
             if room >= 1 - 1e-9:

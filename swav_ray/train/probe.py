@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from swav_ray.data.decode import BadImageError, decode
 from swav_ray.data.multicrop import centre_crop
 from swav_ray.data.shards import Shards
 from swav_ray.evaluate.features import extract, normalise
+from swav_ray.evaluate.knn import knn
 from swav_ray.evaluate.linear_probe import linear_probe
 from swav_ray.train.build import evaluation_sizes
 from swav_ray.train.world import World
@@ -31,10 +33,30 @@ class Labelled:
     ids: list[str]
 
 
-def load_images(config: Config, uri: str, *, max_rows: int | None = None, part: int = 0, parts: int = 1) -> Labelled:
-    """The labelled images of a data set, of every ``parts``-th row group; none if the shards hold no labels."""
+def load_images(config: Config, uri: str) -> Labelled:
+    """All labelled images of a data set; none if the shards hold no labels."""
+    return _load(uri, None, 0, 1, *evaluation_sizes(config))
+
+
+_KEPT: dict[tuple[Any, ...], Labelled] = {}  # the last: wanted again at the next probe, and by a sweep's next trial here
+KEPT_BYTES = 1 << 30
+
+
+def probe_images(config: Config, part: int = 0, parts: int = 1) -> Labelled:
+    """The labelled training images that probes use, those of every ``parts``-th row group."""
+    wanted = (config.data.train, config.probe.max_rows, part, parts, *evaluation_sizes(config))
+    if wanted in _KEPT:
+        return _KEPT[wanted]
+    data = _load(*wanted)
+    _KEPT.clear()
+    if data.images.nbytes <= KEPT_BYTES:
+        _KEPT[wanted] = data
+    return data
+
+
+def _load(uri: str, max_rows: int | None, part: int, parts: int, size: int, resize: int) -> Labelled:
+    """The labelled images of every ``parts``-th row group, ``max_rows`` of the whole set at most."""
     shards = Shards(uri)
-    size, resize = evaluation_sizes(config)
     keep = shards.num_rows if max_rows is None else min(max_rows, shards.num_rows)
     images, labels, ids = [], [], []
     for table in shards.iter_groups(["id", "label", "jpeg"], part, parts):
@@ -66,9 +88,11 @@ def features_of(config: Config, backbone: nn.Module, images: NDArray[np.uint8], 
 def probe_backbone(config: Config, backbone: nn.Module, world: World) -> dict[str, Any]:
     """Linear-probe accuracy on the held-out part of the training images: figures on rank 0, nothing elsewhere.
 
-    Every worker embeds its share of the row groups. Nothing is scored if the images have no labels.
+    Every worker embeds its share of the row groups; linear probe and nearest neighbours share the features. Nothing is
+    scored if the images have no labels.
     """
-    data = load_images(config, config.data.train, max_rows=config.probe.max_rows, part=world.rank, parts=world.size)
+    started = time.monotonic()
+    data = probe_images(config, world.rank, world.size)
     features = features_of(config, backbone, data.images, world.device)
     parts = world.gather((features, data.labels, data.ids))
     if parts is None:
@@ -83,11 +107,15 @@ def probe_backbone(config: Config, backbone: nn.Module, world: World) -> dict[st
     if labels[~held].unique().numel() < 2 or not held.any():
         return {}
     score = linear_probe(features[~held], labels[~held], features[held], labels[held])
+    near = knn(features[~held], labels[~held], features[held], labels[held], k=min(20, int((~held).sum())))
     return {
         "probe/top1": score.top1,
         "probe/top5": score.top5,
         "probe/top1_stderr": score.top1_stderr,
         "probe/rows": score.num_test,
+        "probe/seconds": time.monotonic() - started,
+        "knn/top1": near.top1,
+        "knn/top1_stderr": near.top1_stderr,
     }
 
 

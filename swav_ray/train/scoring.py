@@ -82,6 +82,14 @@ def score_run(uri: str, kind: str, test: str | None, *, k: int = 20) -> Iterator
             yield _line("RBF-SVM on pixels", svm)
 
 
+def probe_on_test(config: Config, backbone: torch.nn.Module) -> Score:
+    """The linear probe of a backbone on the test data, its classifier from all labelled training images."""
+    train, held = load_images(config, config.data.train), load_images(config, config.data.test)
+    device = next(backbone.parameters()).device
+    features = [features_of(config, backbone, data.images, device) for data in (train, held)]
+    return linear_probe(features[0], torch.from_numpy(train.labels), features[1], torch.from_numpy(held.labels))
+
+
 def _svm(pixels: torch.Tensor, labels: torch.Tensor, test_pixels: torch.Tensor, test_labels: torch.Tensor) -> Score | None:
     """A strong classifier that needs no features; None where scikit-learn is not installed (the demo brings it)."""
     try:

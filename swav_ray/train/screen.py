@@ -73,8 +73,9 @@ class Screen:
 
 def _told(event: dict[str, Any]) -> str:
     kind = event["event"]
-    if kind in ("grow", "drain", "restart"):
-        why = {"grow": "there is room for more", "drain": "a node is leaving", "restart": "going on with these"}[kind]
+    if kind in ("grow", "drain", "restart", "share"):
+        reasons = {"grow": "there is room for more", "drain": "a node is leaving", "restart": "going on with these"}
+        why = reasons.get(kind, "other runs have a right to the rest")
         return f"step {event['step']}: {event['workers_before']} -> {_workers(event['workers'])}, {why}"
     if kind == "lost":
         return f"step {event['step']}: workers were lost: {event['cause']}"

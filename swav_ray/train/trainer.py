@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from swav_ray.config import Config
@@ -19,14 +19,17 @@ from swav_ray.data.multicrop import ready
 from swav_ray.data.shards import Shards
 from swav_ray.data.sources import prepare_digits
 from swav_ray.data.storage import Storage, absolute_uri
-from swav_ray.errors import Stopped, UserError
+from swav_ray.errors import InfraError, Stopped, UserError
 from swav_ray.train import faults
+from swav_ray.train.control import Control
 from swav_ray.train.feed import batches
-from swav_ray.train.progress import ProgressReader, post
+from swav_ray.train.progress import ProgressReader, Told, post, post_epoch
 from swav_ray.train.signals import SIGNALS, Request
 
 CONFIG, STATUS = "config.yaml", "status.json"
 RESTARTS = 8  # worker groups lost without notice before stock Ray gives up
+# Ray Data asks for room every 10 s; what a killed run's asked for counts against the others' for so long (180 s by default).
+DATA_REQUEST_SECONDS = 30
 SETTLE_SECONDS = 3.0  # for a checkpoint under way when the group fails; a process that still writes one then is ended
 logger = logging.getLogger(__name__)
 
@@ -114,79 +117,117 @@ def elastic_trainer() -> Any:
 
 def pretrain(
     config: Config,
-    show: Callable[[dict[str, Any]], None] | None = None,
-    tell: Callable[[dict[str, Any]], None] | None = None,
+    show: Told | None = None,
+    tell: Told | None = None,
+    *,
+    epoch: Told | None = None,
+    control: Control | None = None,
+    share_key: str | None = None,
 ) -> dict[str, Any]:
     """Run ``config`` (of :func:`resolve`) to its end on the connected Ray cluster; a run begun before goes on.
 
     Args:
-        show: called on this process with each figure the workers post.
+        show: called on this process with the figures the workers post, the newest ones.
         tell: called on this process with each event of the workers: growths, drains, losses.
+        epoch: called on this process with the row of each end of an epoch; after a loss one may come twice.
+        control: to stop or abort the run from another thread.
+        share_key: names the run's share of the workers (`shares.py`).
 
     Returns:
         The run's last figures.
 
     Raises:
-        UserError: the user's mistake that stopped it, or that workers were lost too often.
+        InfraError: workers or nodes were lost too often, or the store was.
+        UserError: the user's mistake that stopped it.
+        Stopped: it was asked to stop, or aborted.
     """
+    control = control or Control()
     run = open_run(config)
     run.delete(STATUS)
-    with ProgressReader(run.uri, show, tell):
-        before = _newest_step(run)
-        while True:
-            trainer = _trainer(config, run)
-            try:
-                trainer.fit()
-                break
-            except Exception as error:  # Ray's own failure, or more losses in a row than it bears
-                if read_status(run) is not None or getattr(trainer, "stopped", False):
-                    break
-                newest = _newest_step(run)
-                if newest <= before:
-                    raise UserError(
-                        f"run {config.name!r} stopped: {_cause(error)}; the same command goes on from its last checkpoint"
-                    ) from error
-                before = newest
+    with ProgressReader(run.uri, show, tell, epoch):
+        problem = _work_to_the_end(config, run, control, share_key)
+    if problem is not None:
+        raise problem
+    if control.aborted:
+        raise Stopped(f"run {config.name!r} was aborted; the same command goes on from its last checkpoint")
     status = read_status(run)
-    if status is None and getattr(trainer, "stopped", False):
+    if status is None and control.stopping:
         raise Stopped(f"run {config.name!r} stopped; the same command goes on from its last checkpoint")
     if status is None:
-        raise UserError(f"run {config.name!r} ended without a word; the same command goes on from its last checkpoint")
+        raise InfraError(f"run {config.name!r} ended without a word; the same command goes on from its last checkpoint")
     if status["state"] == "stopped":
         raise Stopped(f"run {config.name!r} stopped at step {status['step']}; the same command goes on from there")
     if status["state"] != "done":
-        raise UserError(status["error"])
+        raise (InfraError if status.get("infra") else UserError)(status["error"])
     return dict(status["figures"])
 
 
-def _trainer(config: Config, run: Storage) -> Any:
-    import ray.train
-    from ray.train.torch import TorchTrainer
+def _work_to_the_end(config: Config, run: Storage, control: Control, share_key: str | None) -> UserError | None:
+    """Start the workers, and again after failures of Ray's for as long as steps are made; why there is no status, if so."""
+    from swav_ray.train.blame import code_to_blame
+
+    before = _newest_step(run)
+    while not control.stopping:
+        scratch = tempfile.mkdtemp(prefix="swav-ray-")
+        try:
+            _trainer(config, run, control, share_key, scratch).fit()
+            return None
+        except Exception as error:  # Ray's own failure, or more losses in a row than it bears
+            if control.stopping or read_status(run) is not None:
+                return None
+            newest = _newest_step(run)
+            if newest <= before:
+                kind = UserError if code_to_blame(error) else InfraError
+                problem = kind(
+                    f"run {config.name!r} stopped: {_cause(error)}; the same command goes on from its last checkpoint"
+                )
+                problem.__cause__ = error
+                return problem
+            before = newest
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return None
+
+
+def worker_resources(config: Config) -> dict[str, float]:
+    """What one worker takes of the connected cluster, as Ray names it."""
+    import ray
 
     elastic = config.elastic
     gpus = elastic.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= elastic.min else 0.0
+    kind = {f"accelerator_type:{elastic.accelerator_type}": 0.001} if elastic.accelerator_type else {}
+    return {"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **kind, **elastic.resources}
+
+
+def _trainer(config: Config, run: Storage, control: Control, share_key: str | None, scratch: str) -> Any:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    elastic = config.elastic
+    resources = worker_resources(config)
     ours = elastic_trainer()
     scaling: dict[str, Any] = {}
     if not ours:
         scaling["elastic_resize_monitor_interval_s"] = max(3.0, elastic.patience_seconds)
-    own: dict[str, Any] = {"config": config, "run_uri": run.uri} if ours else {}
+    environment = {"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": str(DATA_REQUEST_SECONDS)}
+    own: dict[str, Any] = {"config": config, "run_uri": run.uri, "control": control, "share_key": share_key} if ours else {}
     return (ours or TorchTrainer)(
         _worker,
         train_loop_config={"config": config.model_dump(mode="json"), "faults": faults.from_environment().to_json()},
         scaling_config=ray.train.ScalingConfig(
             num_workers=elastic.max if elastic.min == elastic.max else (elastic.min, elastic.max),  # type: ignore[arg-type]
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **elastic.resources},
-            accelerator_type=elastic.accelerator_type,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
             **scaling,
         ),
         # Checkpoints are ours and Ray keeps none, so its own notes lie in a local folder: no outage of the run's store
         # can end Ray's controller.
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=tempfile.mkdtemp(prefix="swav-ray-"),
+            storage_path=scratch,
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # Ray annotates an older RunConfig
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
         ),
         **own,
@@ -216,24 +257,26 @@ def _worker(args: dict[str, Any]) -> None:
     """What runs on every worker, from the top at each start of the worker group, maybe in the same process again."""
     import ray.train.torch
 
+    from swav_ray.train.blame import CodeError, code_failed
     from swav_ray.train.world import World
 
     SIGNALS.enter("start")
     config = Config.model_validate(args["config"])
     run = Storage(config.storage) / config.name
     world = World.join(ray.train.torch.get_device())
-    problem = ""
+    problem, failure = "", RuntimeError
     try:
         status, asked = _train(config, run, world, faults.Faults.from_json(args["faults"]).of_run(run))
     except UserError as error:  # raised by every worker alike: an end, not a failure to restart after
-        status, asked = {"state": "failed", "error": str(error)}, Request.NONE
-    except Exception:
-        problem = traceback.format_exc()
+        infra = isinstance(error, InfraError)
+        status, asked = {"state": "failed", "error": str(error), "infra": infra}, Request.NONE
+    except Exception as error:
+        problem, failure = traceback.format_exc(), CodeError if code_failed(error) else RuntimeError
     if problem:
         # As text only, and outside of `except`: a traceback would keep the model and the group's sockets alive in a
         # process that stays. Peers that wait for this worker fail as soon as the sockets are closed.
         world.leave()
-        raise RuntimeError(problem)
+        raise failure(problem)
     if asked is Request.YIELD:
         SIGNALS.park()
         if SIGNALS.request is not Request.STOP:
@@ -248,15 +291,20 @@ def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) ->
     started = time.time()
 
     def report(row: dict[str, Any]) -> None:
-        post(run.uri, {**row, "workers": world.size, "started": started})
+        row = {**row, "workers": world.size, "started": started}
+        if "epochs_done" in row:
+            post_epoch(run.uri, row)
+        post(run.uri, row)
 
     training = Training(config, run, world, report, injected)
     stream = batches(training.stream, training.position, world)
     try:
         figures, asked = training.run_to_end(stream)
-    except BaseException:
+    except BaseException as error:
         if not training.abandon(SETTLE_SECONDS):
             SIGNALS.spoilt = True
+        if isinstance(error, UserError) and training.checkpoints.failure() is not None:
+            raise InfraError(str(error)) from None  # the store's fault, whatever the configuration
         raise
     finally:
         stream.close()  # its threads end here and not whenever they are collected

@@ -11,7 +11,7 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.evaluate import Score, linear_probe
 from swav_ray.train.build import build_model
-from swav_ray.train.probe import features_of, held_out, load_images, pixel_features
+from swav_ray.train.probe import features_of, held_out, pixel_features, probe_images
 
 FILE = "baselines.json"
 
@@ -20,7 +20,7 @@ def measure_baselines(config: Config, folder: Storage) -> list[dict[str, Any]]:
     """Rows for the leaderboard; measured once for each sweep and kept in its folder. None if images have no labels."""
     if folder.exists(FILE):
         return list(json.loads(folder.read(FILE)))
-    data = load_images(config, config.data.train, max_rows=config.probe.max_rows)
+    data = probe_images(config)
     held = held_out(config, data.ids)
     labels = torch.from_numpy(data.labels)
     rows = []

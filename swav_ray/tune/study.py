@@ -1,51 +1,75 @@
-"""The memory of a sweep: an Optuna study in a journal file, and the searcher through which Ray Tune asks it.
+"""The memory of a sweep: an Optuna study, in a journal file of the sweep's folder or in a database.
 
-The journal is the truth. A sweep that is run again reads it: finished trials stay, those that were running go on under
+The study is the truth. A sweep that is run again reads it: finished trials stay, those that were running go on under
 their own number, new ones are sampled. Ray Tune's own state is never restored.
 """
 
 from __future__ import annotations
 
-import math
+import fcntl
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search.searcher import Searcher
+from optuna.trial import TrialState
 
+from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
-from swav_ray.tune.space import Space, make_sampler
 
 JOURNAL = "study.journal"
+Direction = Literal["minimize", "maximize"]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def open_study(space: Space, folder: Path | None) -> optuna.Study:
-    """The study of a sweep, from ``folder``'s journal or, for a dry run, in memory.
+class SweepFolder:
+    """The folder of a sweep, local or S3, held by one driver at a time where it is local.
+
+    On S3 the journal is worked on in a local copy; :meth:`keep` puts it back after each change that matters.
 
     Raises:
-        UserError: the folder holds a study of another space.
+        UserError: another process runs a sweep in this folder.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if folder is None:
-        return optuna.create_study(direction="maximize")
-    folder.mkdir(parents=True, exist_ok=True)
-    _drop_half_line(folder / JOURNAL)
-    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    study = optuna.create_study(study_name=space.name, storage=storage, direction="maximize", load_if_exists=True)
-    defining = space.model_dump(mode="json", exclude={"budget", "concurrency", "resources"})
-    known = study.user_attrs.get("space")
-    if known is None:
-        study.set_user_attr("space", defining)
-    elif known != defining:
-        keys = ", ".join(sorted(key for key in defining if known.get(key) != defining[key]))
-        raise UserError(
-            f"{folder}: holds a sweep of another space (differs in {keys}); give the space another name, or delete the folder"
-        )
-    return study
+
+    def __init__(self, uri: str) -> None:
+        self.storage = Storage(uri)
+        self.local = Path(tempfile.mkdtemp(prefix="swav-ray-") if self.storage.is_s3 else self.storage.root)
+        self.local.mkdir(parents=True, exist_ok=True)
+        self._lock: TextIO | None = None
+        if not self.storage.is_s3:
+            self._lock = (self.local / ".lock").open("a+")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.seek(0)
+                who = self._lock.read().strip() or "?"
+                raise UserError(f"{uri}: process {who} is running this sweep; wait for it, or end it first") from None
+            self._lock.truncate(0)
+            self._lock.write(str(os.getpid()))
+            self._lock.flush()
+
+    def journal(self, name: str = JOURNAL) -> BaseStorage:
+        """Optuna's storage on a journal of this folder."""
+        path = self.local / name
+        if self.storage.is_s3 and self.storage.exists(name):
+            path.write_bytes(self.storage.read(name))
+        for stale in self.local.glob(f"{name}.lock*"):  # of a driver that was killed while it wrote: we hold the folder
+            stale.unlink()
+        _drop_half_line(path)
+        return JournalStorage(JournalFileBackend(str(path)))
+
+    def keep(self, name: str) -> None:
+        """Put a local file (or all files of a local folder) where it lasts."""
+        if self.storage.is_s3 and (self.local / name).exists():
+            self.storage.put(self.local / name, name)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _drop_half_line(journal: Path) -> None:
@@ -57,90 +81,42 @@ def _drop_half_line(journal: Path) -> None:
             file.truncate(whole)
 
 
-def next_trial(study: optuna.Study, space: Space) -> FrozenTrial:
-    """Sample the next trial: the baselines first, then the sampler's.
+def open_study(
+    storage: BaseStorage | str, name: str, directions: Sequence[Direction], defining: dict[str, Any]
+) -> optuna.Study:
+    """The study of a sweep, new or one of the same definition.
 
-    Trial n is sampled from the results of trials 0 to n - concurrency and no others, in a study of its own, so it does not
-    depend on which of two trials was quicker. It enters the journal whole, in one entry.
+    Args:
+        storage: a journal's, or the URL of a database.
+        defining: what makes it the same sweep; kept in the study.
+
+    Raises:
+        UserError: the storage holds a study of that name with another definition, or the database does not answer.
     """
-    trials = study.get_trials(deepcopy=False)
-    number = len(trials)
-    known = optuna.create_study(direction="maximize", sampler=make_sampler(space, number))
-    known.add_trials(trial for trial in trials[: _settled(number, space)] if trial.state in FINISHED)
-    if number < len(space.baseline):
-        known.enqueue_trial(_as_sampled(space, space.baseline[number]))
-    asked = known.ask(space.distributions())
-    study.add_trial(
-        optuna.trial.create_trial(state=TrialState.RUNNING, params=asked.params, distributions=space.distributions())
-    )
-    return study.get_trials(deepcopy=False)[number]
+    from swav_ray.tune.space import difference
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if isinstance(storage, str):
+        storage = _database(storage)
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
+    known = study.user_attrs.get("space")
+    if known is None:
+        study.set_user_attr("space", defining)
+    elif known != defining:
+        raise UserError(
+            f"sweep {name!r} exists with another definition: {difference(known, defining)}; give the space another name, or "
+            "delete the old sweep's folder"
+        )
+    return study
 
 
-def _settled(number: int, space: Space) -> int:
-    """How many trials must have ended, the earliest ones, before trial ``number`` is sampled."""
-    return max(0, number - space.concurrency + 1)
+def _database(url: str) -> RDBStorage:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
 
-
-def _as_sampled(space: Space, point: dict[str, Any]) -> dict[str, Any]:
-    import json
-
-    return {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in point.items()}
-
-
-class StudySearcher(Searcher):
-    """Ray Tune's view of the study.
-
-    Trial n is sampled when all trials up to n - concurrency have ended, and from those alone (:func:`next_trial`): the same
-    seed gives the same configurations, whichever trial was quicker and however often the sweep was stopped.
-    """
-
-    def __init__(self, study: optuna.Study, space: Space) -> None:
-        super().__init__(metric=space.objective, mode="max")
-        self.study, self.space = study, space
-        trials = study.get_trials(deepcopy=False)
-        self._unfinished = [trial for trial in trials if trial.state not in FINISHED]
-        self._numbers: dict[str, int] = {}  # Tune's trial id -> the study's number
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """Settings of the next trial; None while an earlier one must end first; FINISHED when the budget is spent."""
-        if self._unfinished:
-            trial = self._unfinished.pop(0)
-        else:
-            trials = self.study.get_trials(deepcopy=False)
-            if len(trials) >= self.space.budget.trials:
-                return Searcher.FINISHED
-            if any(trial.state not in FINISHED for trial in trials[: _settled(len(trials), self.space)]):
-                return None
-            trial = next_trial(self.study, self.space)
-        self._numbers[trial_id] = trial.number
-        return {"number": trial.number, "settings": self.space.values_of(trial.params)}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study at once, so that nothing finished is lost with this process."""
-        ended = {"error": "the trial's process died"} if error or result is None else result
-        tell(self.study, self._numbers.pop(trial_id), ended, self.space.objective)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Intermediate results stand in the trials' own metrics."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
-
-
-def tell(study: optuna.Study, number: int, result: dict[str, Any], objective: str) -> None:
-    """Record how a trial ended: COMPLETE with its value, or FAIL with the reason."""
-    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
-    value = result.get(objective)
-    if not result.get("error") and (value is None or not math.isfinite(value)):
-        result = result | {"error": f"no {objective}: {'it is missing' if value is None else value}"}
-    for key in ("top1_stderr", "epochs_done", "seconds", "run", "error", "step"):
-        attribute = result.get(key, result.get(f"probe/{key}"))
-        if attribute is not None:
-            study._storage.set_trial_user_attr(trial_id, key, attribute)
-    if result.get("error"):
-        study.tell(number, state=TrialState.FAIL)
-    else:
-        study.tell(number, value)
+    try:
+        return RDBStorage(url)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        shown = make_url(url).render_as_string(hide_password=True) if "://" in url else url
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"study: {shown} cannot be opened: {lines[0]}") from None

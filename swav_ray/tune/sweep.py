@@ -1,8 +1,14 @@
-"""A sweep on Ray: Tune schedules, Optuna samples, every trial is a run of its own."""
+"""A sweep on Ray: Tune schedules, Optuna samples and judges, every trial is a run of its own."""
 
 from __future__ import annotations
 
 import os
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,119 +20,270 @@ from optuna.trial import TrialState
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
-from swav_ray.train.trainer import resolve
+from swav_ray.train import faults
+from swav_ray.train.cluster import cluster_slots
+from swav_ray.train.shares import set_share, shares
+from swav_ray.train.trainer import resolve, worker_resources
 from swav_ray.tune.baselines import measure_baselines
+from swav_ray.tune.importances import importances, save_importances
 from swav_ray.tune.leaderboard import leaderboard, save
+from swav_ray.tune.ledger import Ledger
 from swav_ray.tune.live import LiveView
+from swav_ray.tune.report import write_report
+from swav_ray.tune.results import results
+from swav_ray.tune.sampling import propose
+from swav_ray.tune.scheduling import LedgerScheduler, LedgerSearcher
 from swav_ray.tune.space import Space
-from swav_ray.tune.study import FINISHED, StudySearcher, next_trial, open_study
-from swav_ray.tune.trial import run_trial
+from swav_ray.tune.study import FINISHED, JOURNAL, SweepFolder, open_study
+from swav_ray.tune.trial import SweepTrial
+
+REPORT = "report.html"
+FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.parquet", "best.yaml", "importances.json", REPORT)
+UNBOUNDED = 1_000_000  # trials, where only time is the budget
+REUSE = True  # the next trial starts in a process that has everything imported
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep found; `best` is None if no trial completed."""
+    """What a sweep found; `best` is None if no trial completed. `stopped`: it was asked to end before its budget."""
 
     table: pd.DataFrame
     best: Path | None
-    folder: Path
+    folder: str
     baselines: list[dict[str, Any]]
+    stopped: bool = False
 
 
-def sweep_folder(space: Space) -> Path:
-    """The sweep's folder, `STORAGE/NAME`.
-
-    Raises:
-        UserError: the storage is not a local folder.
-    """
-    storage = Storage(space.config(_point(space), trial=True).storage)
-    if storage.is_s3:
-        raise UserError(f"storage = {storage.uri}: a sweep's study needs a local (or shared) folder")
-    return Path(storage.root) / space.name
+def sweep_folder(space: Space) -> str:
+    """The sweep's folder, `STORAGE/NAME`."""
+    return (Storage(space.config(_point(space), trial=True).storage) / space.name).uri
 
 
 def _point(space: Space) -> dict[str, Any]:
-    return space.baseline[0] if space.baseline else {key: param.extremes()[0] for key, param in space.params.items()}
+    return dict(space.baseline[0]) if space.baseline else {}
 
 
 def sample(space: Space, count: int) -> list[dict[str, Any]]:
-    """Settings of ``count`` trials as the sweep would start with, were no results to come; nothing is run."""
-    study = open_study(space, None)
-    return [space.values_of(next_trial(study, space).params) for _ in range(count)]
+    """Settings of the first ``count`` trials, as sampled were no results to come; nothing is run."""
+    proposals = (propose(space, number, []) for number in range(count))
+    return [proposal.settings for proposal in proposals if proposal is not None]
 
 
-def run_sweep(space: Space) -> Outcome:
-    """Run a sweep to its budget on the connected Ray cluster; one begun before goes on.
+class Sweep:
+    """A sweep opened in its folder: what it was, what it is, and running it on.
 
     Raises:
-        UserError: another space under this name, the cluster cannot hold a trial, or a batch that no trial would have.
+        UserError: another space under this name, data that is not there, or a sweep that another process runs.
+    """
+
+    ledger_class: type[Ledger] = Ledger  # a benchmark measures out its budget in other units
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.base = resolve(space.config(_point(space), trial=True))
+        low, high = space.resources.worker_range
+        if self.base.elastic.scale_lr_with_batch and low < high:
+            raise UserError(
+                f"elastic.scale_lr_with_batch with resources.workers [{low}, {high}]: a trial's batch would follow its share "
+                "of the cluster, and trials could not be compared; fix the number of workers"
+            )
+        self.folder = SweepFolder(sweep_folder(space))
+        self._configs: dict[int, Config] = {}
+        try:
+            where = space.study or self.folder.journal()
+            self.study = open_study(where, space.name, space.directions(), space.defining())
+        except BaseException:
+            self.folder.close()
+            raise
+
+    def config_of(self, number: int, settings: dict[str, Any]) -> Config:
+        """A trial's whole configuration: its own run under `trials/`, judged at the space's rungs, blind to the test data."""
+        if number not in self._configs:
+            config = self.space.config(settings, trial=True)
+            self._configs[number] = config.model_copy(
+                update={
+                    "storage": (self.folder.storage / "trials").uri,
+                    "name": f"{number:04d}",
+                    "data": config.data.model_copy(update={"train": self.base.data.train, "test": ""}),
+                    "probe": config.probe.model_copy(update={"at_epochs": self.space.rungs(config)}),
+                }
+            )
+        return self._configs[number]
+
+    def divide(self, running: list[int]) -> None:
+        """Give each running trial of several workers its fair share of the cluster, as trials come and go."""
+        low, high = self.space.resources.worker_range
+        configs = {number: self._configs[number] for number in running}
+        if high > 1 and configs:
+            slots = cluster_slots(worker_resources(next(iter(configs.values()))))
+            for number, workers in shares(slots, running, low, high).items():
+                set_share((Storage(configs[number].storage) / configs[number].name).uri, workers)
+
+    def run(self) -> Outcome:
+        """Run on to the budget's end, on the connected Ray cluster; or until asked to stop (Ctrl-C, SIGTERM).
+
+        Raises:
+            UserError: the cluster cannot hold a trial.
+        """
+        baselines = measure_baselines(self.base, self.folder.storage)
+        need, gpus = trial_resources(self.space)
+        ledger = self.ledger_class(
+            self.study,
+            self.space,
+            self.config_of,
+            gpus_per_worker=gpus,
+            keep=lambda: self._keep(baselines),
+            on_change=self.divide,
+        )
+        stopped = False
+        if not ledger.spent() or any(trial.state not in FINISHED for trial in ledger.trials()):
+            stopped = run_trials(ledger, view_of(ledger, self.base.epochs), need)
+        return self._outcome(baselines, stopped)
+
+    def _keep(self, baselines: list[dict[str, Any]]) -> None:
+        self.folder.keep(JOURNAL)
+        save(leaderboard(self.study, self.space, baselines, self.base.seed), self.folder.local, f"Sweep {self.space.name}")
+
+    def _outcome(self, baselines: list[dict[str, Any]], stopped: bool) -> Outcome:
+        place = self.folder.local
+        table = leaderboard(self.study, self.space, baselines, self.base.seed)
+        save(table, place, f"Sweep {self.space.name}")
+        best = write_best(self.study, self.space, place)
+        save_importances(importances(self.study, self.space), place)
+        write_report(self.study, self.space, baselines, table, place / REPORT)
+        for name in (*FILES, JOURNAL):
+            self.folder.keep(name)
+        return Outcome(table, best, self.folder.storage.uri, baselines, stopped)
+
+    def close(self) -> None:
+        self.folder.close()
+
+
+def view_of(ledger: Ledger, epochs: int) -> LiveView:
+    """The live view of a ledger's sweep, as it stands."""
+    budget = ledger.space.budget
+    return LiveView(
+        epochs=epochs,
+        trials=ledger.space.trials,
+        hours=budget.hours,
+        gpu_hours=budget.gpu_hours,
+        objective=ledger.space.objectives[0],
+        earlier=results(ledger.study, ledger.space),
+        hours_used=ledger.hours,
+    )
+
+
+def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: bool = False) -> bool:
+    """Run the ledger's trials through Ray Tune until it has no more; True if asked to stop before.
+
+    Args:
+        need: resources of a trial, as Ray names them.
+        test: the runs are scored on the test data at their ends.
     """
     from ray import tune
 
-    folder = sweep_folder(space)
-    base = resolve(space.config(_point(space), trial=True))
-    if base.elastic.scale_lr_with_batch and base.elastic.max > 1:
-        raise UserError(
-            f"elastic.scale_lr_with_batch with elastic.max {base.elastic.max}: a trial has one worker and would train on "
-            f"1/{base.elastic.max} of the batch; set elastic.max 1 in the space's overrides"
-        )
-    study = open_study(space, folder)
-    baselines = measure_baselines(base, Storage(str(folder)))
-    _check_resources(space)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the objective comes at rungs only
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the view says it in a line
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours hears SIGTERM too
+    session, injected = uuid.uuid4().hex, faults.from_environment().to_json()
 
-    def configs(task: dict[str, Any]) -> Config:
-        config = space.config(task["settings"], trial=True)
-        return config.model_copy(
-            update={
-                "storage": str(folder / "trials"),
-                "name": f"{task['number']:04d}",
-                "data": config.data.model_copy(update={"train": base.data.train, "test": ""}),
-            }
-        )
+    def task_of(number: int, settings: dict[str, Any], config: Config) -> dict[str, Any]:
+        return {
+            "number": number,
+            "settings": settings,
+            "config": config.model_dump(mode="json"),
+            "session": session,
+            "faults": injected,
+            "nested": ledger.space.resources.worker_range[1] > 1,
+            "test": test,
+        }
 
-    ended = sum(trial.state in FINISHED for trial in study.get_trials(deepcopy=False))
-    left = space.budget.trials - ended
-    if left > 0:
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the probe comes with the last result only
-        view = LiveView(space.budget.trials, ended, base.epochs)
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(run_trial, configs=configs), {"CPU": space.resources.cpus, "GPU": space.resources.gpus}
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, space), num_samples=left, max_concurrent_trials=space.concurrency
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(folder / "ray"), verbose=0, callbacks=[view]),
-        )
+    tuner = tune.Tuner(
+        tune.with_resources(SweepTrial, need),
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearcher(ledger, view, task_of),
+            scheduler=LedgerScheduler(ledger, view),
+            num_samples=ledger.space.trials or UNBOUNDED,
+            max_concurrent_trials=ledger.space.concurrency,
+            reuse_actors=REUSE,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=tempfile.mkdtemp(prefix="swav-ray-"),  # Ray Tune's own notes, never read again
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),  # runs keep their own
+            failure_config=tune.FailureConfig(max_failures=-1),  # of processes; `count_life` ends what always dies
+            verbose=0,
+            callbacks=[view],
+        ),
+    )
+    with _gracefully() as asked:
         try:
             tuner.fit()
         finally:
             view.close()
-    table = leaderboard(study, space, baselines, base.seed)
-    save(table, folder)
-    return Outcome(table, _write_best(study, space, folder), folder, baselines)
+    return asked.is_set()
 
 
-def _check_resources(space: Space) -> None:
+@contextmanager
+def _gracefully() -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM lets Ray Tune end its trials, each with a checkpoint; a second one acts as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def first(number: int, frame: Any) -> None:
+        asked.set()
+        for each, handler in old.items():
+            signal.signal(each, handler)
+        os.kill(os.getpid(), signal.SIGUSR1)  # by which Ray Tune is told
+
+    for number in old:
+        signal.signal(number, first)
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def trial_resources(space: Space) -> tuple[dict[str, float], float]:
+    """What a trial's process needs, as Ray names it, and the GPUs of each worker.
+
+    Raises:
+        UserError: the cluster has less than one trial needs at least.
+    """
     import ray
 
     have = ray.cluster_resources()
-    for key, need in (("CPU", space.resources.cpus), ("GPU", space.resources.gpus)):
-        if need > have.get(key, 0):
-            raise UserError(f"resources: a trial needs {need:g} {key} and the cluster has {have.get(key, 0):g}; lower it")
+    gpus = space.resources.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0) else 0.0
+    low, high = space.resources.worker_range
+    for key, amount in (("CPU", space.resources.cpus_per_worker), ("GPU", gpus)):
+        if low * amount > have.get(key, 0):
+            each = f" ({low} workers of {amount:g})" if low > 1 else ""
+            raise UserError(
+                f"resources: a trial needs {low * amount:g} {key}{each} and the cluster has {have.get(key, 0):g}; lower it"
+            )
+    if high > 1:  # its workers hold the resources; a share of a processor for the trial itself could keep them from starting
+        return {"node:__internal_head__": 0.001}, gpus
+    return {key: amount for key, amount in (("CPU", space.resources.cpus_per_worker), ("GPU", gpus)) if amount}, gpus
 
 
-def _write_best(study: optuna.Study, space: Space, folder: Path) -> Path | None:
+def write_best(study: optuna.Study, space: Space, folder: Path) -> Path | None:
+    """`best.yaml`: the recipe with the settings of the trial with the highest objective; None if no trial completed."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return None
-    best = max(complete, key=lambda trial: (trial.value or 0.0, -trial.number))
-    config = space.config(space.values_of(best.params), trial=False)
+    best = max(complete, key=lambda trial: (trial.values[0], -trial.number))
+    config = space.config(best.user_attrs["settings"], trial=False)
     config = config.model_copy(update={"name": f"{space.name}-best"})
-    value, error = best.value or 0.0, best.user_attrs.get("top1_stderr", 0.0)
-    header = f"# Best of sweep {space.name}: trial {best.number}, held-out probe/top1 {value:.4f} +- {error:.4f}\n"
+    value, error = best.values[0], best.user_attrs.get("top1_stderr", 0.0)
+    header = f"# Best of sweep {space.name}: trial {best.number}, held-out {space.objectives[0]} {value:.4f} +- {error:.4f}\n"
     path = folder / "best.yaml"
     path.write_text(header + config.to_yaml())
     return path

@@ -1,49 +1,91 @@
-"""One trial: a whole single-worker run inside the trial's own process."""
+"""One trial as Ray Tune runs it: a run in the trial's own process, or a nested elastic run of several workers."""
 
 from __future__ import annotations
 
-import time
+import json
 from typing import Any
 
+from ray import tune
+
 from swav_ray.config import Config
-from swav_ray.errors import UserError
+from swav_ray.data.storage import Storage
+
+BEAT_SECONDS = 1.0  # a step of Ray Tune's lasts so long at most, so that a stop is heard soon
+LIVES = 4  # starts in a row from the same checkpoint before a trial that kills its process is given up
+LIVES_FILE = "lives.json"
 
 
-def run_trial(task: dict[str, Any], configs: Any) -> None:
-    """Train one configuration and report to Ray Tune: each epoch's figures, then the probe's.
+class SweepTrial(tune.Trainable):
+    """Trains one configuration; each of Ray Tune's steps returns the next row of the run, or a sign of life.
 
-    A run of this trial begun before goes on from its checkpoint. The user's mistakes and divergence end the trial with an
-    ``error`` instead of a value.
-
-    Args:
-        task: ``number`` of the trial and its dotted ``settings``.
-        configs: called with a task, gives its resolved :class:`Config`.
+    Ray Tune's config of a trial is a task: ``number``, ``settings``, the whole ``config``, the ``session`` of the driver,
+    ``faults`` to strike, ``nested`` for a run of several workers, and ``test`` if the run is scored on the test data at its
+    end. A run of this trial begun before goes on from its checkpoint,
+    whatever killed it. The process serves one trial after another.
     """
-    import ray.tune
-    import torch
 
-    from swav_ray.train.loop import Training
-    from swav_ray.train.trainer import open_run
-    from swav_ray.train.world import World
+    def setup(self, config: dict[str, Any]) -> None:
+        self._begin(config)
 
-    config: Config = configs(task)
-    started = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about = {"run": f"{config.storage}/{config.name}", "number": task["number"]}
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end()
+        self._begin(new_config)
+        return True
 
-    def report(row: dict[str, Any]) -> None:
-        if "epochs_done" in row and row["epochs_done"] < config.epochs:
-            ray.tune.report({**about, **latest, **row, "seconds": time.monotonic() - started})
-        latest.update({key: row[key] for key in ("loss", "verdict", "prototypes_in_use") if key in row})
+    def step(self) -> dict[str, Any]:
+        if self._error:
+            return {"done": True, "error": self._error}
+        self._run.go_on()
+        row = self._run.next_row(BEAT_SECONDS)
+        return {"beat": True, **self._run.latest} if row is None else dict(row)
 
-    latest: dict[str, Any] = {}
+    def cleanup(self) -> None:
+        self._end()
+
+    def _begin(self, task: dict[str, Any]) -> None:
+        from swav_ray.train.faults import Faults
+        from swav_ray.tune.local_run import LocalRun
+        from swav_ray.tune.nested_run import NestedRun
+
+        config = Config.model_validate(task["config"])
+        run = Storage(config.storage) / config.name
+        self._error = count_life(run, task["session"])
+        self._run: Any = None
+        if not self._error:
+            finish = score_on_test if task["test"] else None
+            if task["nested"]:
+                self._run = NestedRun(config, run.uri, finish)
+            else:
+                self._run = LocalRun(config, finish, Faults.from_json(task["faults"]).of_run(run))
+
+    def _end(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+
+def count_life(run: Storage, session: str) -> str:
+    """Note a start of ``run`` by the driver's ``session``; why it should not start, if its processes always die."""
+    from swav_ray.train.checkpoint import Checkpoints
+
+    found = Checkpoints(run / "checkpoints").newest()
+    start = {"session": session, "step": int(found[1]["step"]) if found is not None else 0}
     try:
-        training = Training(config, open_run(config), World(device=device), report)
-        figures, _ = training.run_to_end(training.stream.local(training.position))
-        if not figures:  # finished in an earlier life, killed before its result was told
-            from swav_ray.train.metrics import read_metrics
+        before = json.loads(run.read(LIVES_FILE))
+    except (FileNotFoundError, ValueError):
+        before = {}
+    count = before.get("count", 0) + 1 if {key: before.get(key) for key in start} == start else 1
+    run.write(LIVES_FILE, json.dumps(start | {"count": count}).encode())
+    if count <= LIVES:
+        return ""
+    return f"its process died {LIVES} times in a row after step {start['step']}; out of memory? lower the batch or the model"
 
-            figures = read_metrics(training.run)[-1]
-    except UserError as error:
-        figures = {"error": str(error)}
-    ray.tune.report({**about, **latest, **figures, "seconds": time.monotonic() - started})
+
+def score_on_test(config: Config, backbone: Any) -> dict[str, Any]:
+    """The backbone's linear probe on the test data, and which images it gets right, in the run's folder."""
+    from swav_ray.train.scoring import probe_on_test
+
+    score = probe_on_test(config, backbone)
+    hits = "".join("1" if hit else "0" for hit in score.hits_N.tolist())
+    (Storage(config.storage) / config.name).write("test_hits.txt", hits.encode())
+    return {"test/top1": score.top1, "test/top1_stderr": score.top1_stderr, "test/rows": score.num_test}

@@ -55,14 +55,19 @@ def test_all_embeddings_one_point_is_collapsed() -> None:
     assert signs.embedding_std < 1e-3
     assert signs.prototypes_in_use == 1
     verdict = verdict_on(signs)
-    assert verdict.state == "collapsed" and verdict.failed
+    assert verdict.state == "collapsed" and verdict.unwell
     assert "one point" in verdict.advice
 
 
 def test_loss_at_ln_k_with_spread_embeddings_is_stuck() -> None:
     verdict = verdict_on(signs_of(spread_out(0), loss=UNIFORM_LOSS * 0.999))
-    assert verdict.state == "stuck" and not verdict.failed
+    assert verdict.state == "stuck" and verdict.unwell
     assert "epsilon" in verdict.advice
+
+
+@pytest.mark.parametrize("share", [2.1, 1.1, 1.006, 0.99])
+def test_a_loss_above_ln_k_is_on_its_way_down_and_not_stuck(share: float) -> None:
+    assert verdict_on(signs_of(spread_out(0), loss=UNIFORM_LOSS * share)).state == "healthy"
 
 
 def test_few_prototypes_taking_all_is_collapsed() -> None:
@@ -77,7 +82,7 @@ def test_few_prototypes_taking_all_is_collapsed() -> None:
 @pytest.mark.parametrize("epoch", [0, 5])
 def test_a_loss_that_is_no_number_is_diverged_at_any_time(loss: float, epoch: float) -> None:
     verdict = verdict_on(signs_of(spread_out(0), loss), epoch)
-    assert verdict.state == "diverged" and verdict.failed and "base_lr" in verdict.advice
+    assert verdict.state == "diverged" and verdict.unwell and "base_lr" in verdict.advice
 
 
 def test_before_things_settle_nothing_else_is_called() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from swav_ray.config import Config, load_config
 from swav_ray.train import policy as policy_module
+from swav_ray.train.blame import CodeError
 from swav_ray.train.policy import ElasticPolicy
 from swav_ray.train.pool import Node
 from swav_ray.train.signals import Beat, Request
@@ -30,7 +31,7 @@ class Cluster:
         self.nodes = {f"n{i}": Node(f"n{i}", {}, {}) for i in range(nodes)}
         self.members: list[Any] = []
         self.resources = {"CPU": 1.0}
-        self.slow_start, self.ended, self.failed_starts = slow_start, list[str](), list[str]()
+        self.slow_start, self.ended, self.failed_starts = slow_start, list[str](), list[RuntimeError]()
 
     def drain(self, name: str, deadline_ms: int = 0) -> None:
         self.nodes[name] = Node(name, {}, {}, draining=True, deadline_ms=deadline_ms)
@@ -45,6 +46,11 @@ class Cluster:
 
     def refresh(self) -> None:
         pass
+
+    def trim(self, limit: int) -> None:
+        idle = [member for member in self.members if not member.busy]
+        for member in idle[: max(0, len(self.members) - limit)]:
+            self.members.remove(member)
 
     def reclaim(self) -> None:
         for member in self.members:
@@ -87,7 +93,8 @@ class Story:
         self.events: list[tuple[str, dict[str, Any]]] = []
         log: Any = SimpleNamespace(add=lambda event, **about: self.events.append((event, about)))
         self.cluster, self.clock, self.step = cluster, clock, 0
-        self.policy = ElasticPolicy(self.config, cluster, log)  # type: ignore[arg-type]
+        self.share: int | None = None
+        self.policy = ElasticPolicy(self.config, cluster, log, lambda: self.share)  # type: ignore[arg-type]
         self.group: list[Any] = []
         self.beat: dict[int, Beat] = {}
 
@@ -154,10 +161,10 @@ def test_a_wait_for_nodes_is_told_now_and_then(clock) -> None:
 
 def test_workers_that_never_start_end_the_run_with_the_reason(clock) -> None:
     story = Story(Cluster(1), clock, min=2)
-    story.cluster.failed_starts += ["once", "twice"]
+    story.cluster.failed_starts += [RuntimeError("once"), RuntimeError("twice")]
     assert story.start() is None
-    story.cluster.failed_starts.append("UserError: backbone.arch = 'nothing:here': cannot be imported")
-    with pytest.raises(RuntimeError, match=r"no worker starts: UserError: backbone\.arch"):
+    story.cluster.failed_starts.append(CodeError("UserError: backbone.arch = 'nothing:here': cannot be imported"))
+    with pytest.raises(CodeError, match=r"no worker starts: UserError: backbone\.arch"):
         story.start()
 
 
@@ -269,3 +276,48 @@ def test_stopping_asks_everyone_once(clock) -> None:
     story.policy.stopping = True
     story.pass_seconds(3)
     assert [member.actor.asked for member in story.group] == [[Request.STOP]] * 2
+
+
+def test_a_run_keeps_to_its_share_and_grows_with_it(clock) -> None:
+    story = Story(Cluster(4), clock, max=4, patience_seconds=0, cooldown_seconds=0)
+    story.share = 2
+    assert story.start() == 2 and len(story.cluster.members) == 2, "no process on another run's place"
+    assert story.pass_seconds(20) is None and len(story.cluster.members) == 2
+    story.share = 4
+    assert story.pass_seconds(2) == 4
+
+
+def test_a_smaller_share_is_a_resize_with_notice_at_once_and_frees_the_places(clock) -> None:
+    story = Story(Cluster(4), clock, max=4, cooldown_seconds=1000)
+    assert story.start() == 4
+    story.pass_seconds(5)
+    story.share = 1
+    assert story.pass_seconds(0.5) is None
+    assert all(Request.YIELD in member.actor.asked for member in story.group), "all is saved first"
+    assert story.pass_seconds(1) == 1 and story.events[-1][0] == "share"
+    story.pass_seconds(0.5)
+    assert [member.busy for member in story.cluster.members] == [True], "the others were ended"
+
+
+def test_no_share_makes_a_group_smaller_than_the_least_but_none_starts_without_one(clock) -> None:
+    story = Story(Cluster(4), clock, min=2, max=4)
+    story.share = 0
+    assert story.start() is None and not story.cluster.members and not story.events, "it waits for its turn, not for nodes"
+    story.share = 3
+    assert story.start() == 3
+    story.pass_seconds(5)
+    story.share = 0
+    assert story.pass_seconds(2) == 2
+    story.policy.lost("it died")
+    story.cluster.reclaim()
+    assert story.start() is None and not story.cluster.members, "its places are left to those whose turn it is"
+
+
+def test_of_a_share_only_an_allowed_size_is_taken(clock) -> None:
+    story = Story(Cluster(4), clock, max=4, sizes=(1, 2, 4))
+    assert story.start() == 4
+    story.pass_seconds(5)
+    story.share = 3
+    assert story.pass_seconds(2) == 2
+    story.pass_seconds(0.5)
+    assert len(story.cluster.members) == 2, "a third process would serve nobody"

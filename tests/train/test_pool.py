@@ -11,7 +11,9 @@ import pytest
 import ray
 
 from swav_ray.config import Config
-from swav_ray.train.pool import Node, WarmPool, cluster_nodes
+from swav_ray.train.blame import CodeError
+from swav_ray.train.cluster import Node, cluster_nodes, cluster_slots
+from swav_ray.train.pool import WarmPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -92,6 +94,9 @@ def test_places_are_what_is_free_on_nodes_that_stay(pool) -> None:
     pool.nodes = {node_id: Node(node_id, {"CPU": 8}, {"CPU": 3}, draining=True)}
     pool.take(1)
     assert pool.slots() == {} and pool.usable == [] and pool.doomed == []
+    pool.resources = {"CPU": 1}
+    pool.nodes = {"shared": Node("shared", {"CPU": 4}, {"CPU": 0.0}, taken={"CPU": 3.0})}
+    assert pool.slots() == {"shared": 1}, "others' workers hold three for good, the fourth is short tasks'"
 
 
 def test_who_serves_on_a_draining_node_is_doomed_and_ended(pool) -> None:
@@ -106,4 +111,43 @@ def test_a_start_that_fails_is_noted_and_its_node_left_alone() -> None:
     pool = pool_of(1, "broken")
     assert pool.members == [] and pool.slots() == {}
     (why,) = pool.failed_starts
-    assert "no such package" in why
+    assert "no such package" in str(why) and isinstance(why, CodeError)
+
+
+def test_surplus_processes_end_but_none_that_serves(pool) -> None:
+    (serving,) = pool.take(1)
+    pool.start_on(pool.nodes, 1)
+    pool.trim(3)
+    assert not pool.warming and len(pool.members) == 3
+    pool.trim(0)
+    assert pool.members == [serving]
+
+
+def test_what_another_run_holds_is_no_place_and_a_start_there_is_given_up(pool) -> None:
+    """Two runs see the same free places; who is later does not wait for what the other will hold for hours."""
+
+    @ray.remote(num_cpus=0)
+    class OtherRun:
+        def __init__(self) -> None:
+            self.workers = [ray.remote(Process).options(num_cpus=1).remote() for _ in range(2)]
+
+        def ready(self) -> list[int]:
+            return ray.get([worker.get_metadata.remote() for worker in self.workers])
+
+    (node_id,) = cluster_nodes()
+    pool.refresh()
+    assert pool.slots() == {node_id: 3}
+    other = OtherRun.remote()
+    ray.get(other.ready.remote())
+    pool.start_on(pool.nodes, 3)  # as it saw them before
+    assert len(pool.warming) == 3
+    pool.refresh()
+    assert len(pool.members) == 4 and pool.slots() == {} and not pool.failed_starts
+    assert cluster_nodes()[node_id].taken["CPU"] == 2, "its own are not taken by others"
+    assert cluster_slots({"CPU": 1}) == 6, "all of this job's"
+    group = ray.util.placement_group([{"CPU": 1}])
+    ray.kill(other)
+    ray.get(group.ready())
+    while cluster_nodes()[node_id].taken != {"CPU": 1}:
+        time.sleep(0.02)
+    ray.util.remove_placement_group(group)

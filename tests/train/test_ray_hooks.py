@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    _AutoscalingCoordinatorActor,
+    get_or_create_autoscaling_coordinator,
+)
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy.scaling_policy import ScalingPolicy
@@ -40,6 +45,9 @@ HOOKS: dict[str, tuple[Any, str]] = {
     "RayTrainWorker.init_train_context": (RayTrainWorker.init_train_context, "16b7925f1995"),
     "RayTrainWorker.run_train_fn": (RayTrainWorker.run_train_fn, "c62acb935bf4"),
     "ThreadRunner": (ThreadRunner, "fb4f3268b1f7"),
+    "AutoscalingCoordinator.cancel_request": (_AutoscalingCoordinatorActor.cancel_request, "d31e4b1bc3ec"),
+    "get_or_create_autoscaling_coordinator": (get_or_create_autoscaling_coordinator, "f27387fedefe"),
+    "TrainRunContext": (TrainRunContext, "7fccda66ffdc"),
     "ScalingPolicy": (ScalingPolicy, "63c1f8ac0abc"),
     "_set_torch_distributed_env_vars": (_set_torch_distributed_env_vars, "cd6153d0341a"),
 }
@@ -55,6 +63,21 @@ def fingerprint(thing: Any) -> str:
 def test_what_is_replaced_is_what_it_was(name: str) -> None:
     thing, known = HOOKS[name]
     assert fingerprint(thing) == known, f"ray {ray.__version__} changed {name}"
+
+
+def test_the_control_store_tells_who_owns_an_actor_and_what_it_holds() -> None:
+    """What `train/cluster.py` reads of it."""
+    from ray.core.generated.common_pb2 import Address, Bundle
+    from ray.core.generated.gcs_pb2 import ActorTableData, PlacementGroupTableData
+
+    def fields(table: Any) -> set[str]:
+        return {field.name for field in table.DESCRIPTOR.fields}
+
+    assert {"actor_id", "job_id", "state", "address", "owner_address", "is_detached"} <= fields(ActorTableData)
+    assert {"required_resources", "node_id", "placement_group_id", "class_name"} <= fields(ActorTableData)
+    assert {"bundles", "state", "creator_job_id"} <= fields(PlacementGroupTableData)
+    assert {"node_id", "unit_resources"} <= fields(Bundle) and "worker_id" in fields(Address)
+    assert ActorTableData.DEAD and PlacementGroupTableData.CREATED
 
 
 def test_without_a_hook_stock_ray_serves_and_says_so(monkeypatch, caplog) -> None:

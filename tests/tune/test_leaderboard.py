@@ -44,7 +44,7 @@ def finished(
     for result in results:
         trial = next_trial(study, space)
         if result is not None:
-            tell(study, trial.number, result, space.objective)
+            tell(study, trial.number, result, space.objectives[0])
     return leaderboard(study, space, BASELINES if baselines is None else baselines, seed=31), space
 
 
@@ -155,8 +155,8 @@ def test_a_score_and_its_error_stay_on_one_line_in_a_narrow_log() -> None:
 
 
 def test_whole_numbers_are_shown_whole() -> None:
-    """A column with a baseline's gap holds floats; 12345 prototypes are not 1.234e+04."""
-    table, space = finished([good(0.9)], params={"num_prototypes": {"choice": [12345]}})
+    """A column with a baseline's gap holds floats; a width of 12345 is not 1.234e+04."""
+    table, space = finished([good(0.9)], params={"hidden_dim": {"choice": [12345]}})
     assert "12345" in shown(table, space, 120)
 
 

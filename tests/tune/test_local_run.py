@@ -1,0 +1,142 @@
+"""A trial's training in a thread: rows at the ends of epochs, verdicts waited for, ends at any moment, and going on."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from swav_ray.data.storage import Storage
+from swav_ray.errors import InfraError, StorageAwayError
+from swav_ray.train.checkpoint import Checkpoints
+from swav_ray.train.faults import Faults
+from swav_ray.train.metrics import read_metrics
+from swav_ray.tune import local_run
+from swav_ray.tune.local_run import LocalRun
+from tests.train.small import small_config, small_shards
+
+LONG = 60.0  # seconds: a row that does not come is a failure
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    return small_shards(str(tmp_path_factory.mktemp("shards")))
+
+
+@pytest.fixture
+def config(shards, tmp_path):
+    return small_config(shards, str(tmp_path), "run", **{"epochs": 3, "probe.at_epochs": [1, 2]})
+
+
+def _rows(run: LocalRun) -> list[dict]:
+    rows = []
+    while not rows or not rows[-1].get("done"):
+        run.go_on()
+        rows.append(run.next_row(LONG))
+        assert rows[-1] is not None, "no row came"
+    return rows
+
+
+def _newest(config) -> int:
+    found = Checkpoints(Storage(config.storage) / config.name / "checkpoints").newest()
+    return found[1]["step"] if found else 0
+
+
+def test_each_epoch_gives_a_row_and_waits_for_the_verdict(config):
+    run = LocalRun(config)
+    first = run.next_row(LONG)
+    assert first["epochs_done"] == 1 and 0 < first["probe/top1"] <= 1 and 0 < first["knn/top1"] <= 1
+    assert first["parameters"] > 1000 and first["cpu_seconds"] > 0
+    assert run.next_row(1.0) is None, "the second epoch began before the verdict on the first"
+    rows = _rows(run)
+    assert [row["epochs_done"] for row in rows] == [2, 3]
+    assert rows[-1]["done"] and rows[-1]["probe/top1"] > 0 and "error" not in rows[-1]
+    run.close()
+
+
+def test_what_the_row_says_is_what_the_log_says(config):
+    run = LocalRun(config)
+    rows = {row["epochs_done"]: row for row in _rows(run)}
+    logged = {row["epochs_done"]: row for row in read_metrics(Storage(config.storage) / "run") if "epochs_done" in row}
+    assert set(logged) == {1, 2, 3}
+    assert all(rows[epoch]["probe/top1"] == logged[epoch]["probe/top1"] for epoch in logged)
+    run.close()
+
+
+def test_stopped_at_a_verdict_it_ends_without_another_step(config):
+    run = LocalRun(config)
+    run.next_row(LONG)
+    run.close()
+    assert not run._thread.is_alive()
+    losses = [row for row in read_metrics(Storage(config.storage) / "run") if "loss" in row]
+    assert losses[-1]["step"] == 9, "it went on into the second epoch"
+
+
+def test_stopped_on_the_way_it_saves_and_goes_on_from_there(config):
+    whole = LocalRun(config.model_copy(update={"name": "whole"}))
+    wanted = _rows(whole)
+    whole.close()
+
+    run = LocalRun(config)
+    run.next_row(LONG)
+    run.go_on()
+    while run.latest["steps"] < 10:  # the first figures of the second epoch
+        assert run._thread.is_alive()
+    run.close()
+    assert _newest(config) >= 10
+    again = LocalRun(config)
+    rows = _rows(again)
+    again.close()
+    assert [row["epochs_done"] for row in rows] == [1, 2, 3], "what was measured before comes again, then the rest"
+    for row, other in zip(rows, wanted, strict=True):
+        assert row["probe/top1"] == other["probe/top1"]
+    assert rows[-1]["loss"] == pytest.approx(wanted[-1]["loss"], abs=1e-9)
+
+
+def test_a_run_that_had_ended_gives_its_figures_again(config):
+    run = LocalRun(config)
+    first = _rows(run)[-1]
+    run.close()
+    again = LocalRun(config)
+    last = _rows(again)[-1]
+    again.close()
+    assert last["done"] and last["probe/top1"] == first["probe/top1"] and last["epochs_done"] == 3
+
+
+def test_a_diverged_loss_is_an_error_with_its_verdict(config):
+    run = LocalRun(config.model_copy(update={"base_lr": 1e30, "start_warmup": 1e30}))
+    last = _rows(run)[-1]
+    run.close()
+    assert last["done"] and last["verdict"] == "diverged" and "the loss is nan" in last["error"]
+
+
+def test_an_error_of_the_configuration_is_told_and_not_raised(config):
+    run = LocalRun(config.model_copy(update={"backbone": config.backbone.model_copy(update={"arch": "resnet11"})}))
+    last = run.next_row(LONG)
+    run.close()
+    assert last["done"] and "resnet11" in last["error"]
+
+
+def test_a_store_that_is_away_is_raised_since_another_process_may_reach_it(config, monkeypatch):
+    monkeypatch.setenv("SWAV_RAY_STORAGE_PATIENCE", "1")
+    faults = Faults().fail_at(0, 2, "storage_outage", seconds=600).of_run(Storage(config.storage) / config.name)
+    run = LocalRun(config, faults=faults)
+    with pytest.raises((InfraError, StorageAwayError)):
+        while True:
+            run.go_on()
+            assert run.next_row(LONG) is not None
+    run.close()
+
+
+def test_one_process_at_a_time_trains_a_run(config, monkeypatch):
+    monkeypatch.setattr(local_run, "LOCK_SECONDS", 0.5)
+    folder = Path(config.storage) / config.name
+    folder.mkdir()
+    with (folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run = LocalRun(config)
+        with pytest.raises(InfraError, match="another process trains this run"):
+            run.next_row(LONG)
+        run.close()
+    assert not (folder / "config.yaml").exists()
