@@ -152,7 +152,7 @@ class Config(Section):
         must be able to go on under another cap, on devices with less memory; what a cap changes stands in `train/step.py`.
         """
         content = self.model_dump(mode="json", exclude={"name", "storage", "elastic", "checkpoint"})
-        for where_it_is_done in ("crop_in", "bridge_seconds"):
+        for where_it_is_done in ("crop_in", "bridge_seconds", "backend"):
             content["data"].pop(where_it_is_done)
         if self.elastic.scale_lr_with_batch:
             content["elastic"] = self.elastic.model_dump(mode="json", include={"scale_lr_with_batch", "max"})

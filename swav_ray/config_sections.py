@@ -51,6 +51,9 @@ class Data(Section):
     crop_in: Literal["ray", "worker"] = Field(
         "ray", description="ray: tasks of Ray Data, on any node; worker: a thread of each training process"
     )
+    backend: Literal["fast", "reference"] = Field(
+        "fast", description="fast: compiled kernels; reference: Pillow, several times slower; both give the same crops"
+    )
     bridge_seconds: float = Field(
         20.0, ge=0, description="crop_in ray: the workers crop the first steps themselves for so long, while Ray Data starts"
     )

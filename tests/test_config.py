@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
 KEYS = sorted(known_keys())
 # What a run computes depends on none of these: its name, its place, who does it, how often it is saved.
-NOT_IN_HASH = {"name", "storage", "data.crop_in", "data.bridge_seconds"}
+NOT_IN_HASH = {"name", "storage", "data.crop_in", "data.backend", "data.bridge_seconds"}
 NOT_IN_HASH |= {key for key in KEYS if key.startswith(("elastic.", "checkpoint."))}
 NOT_IN_HASH -= {"elastic.scale_lr_with_batch"}  # who does it then decides what it computes
 

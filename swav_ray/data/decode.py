@@ -32,6 +32,48 @@ def decode(content: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
+def size_of(content: bytes) -> tuple[int, int]:
+    """Height and width in pixels, from the header alone.
+
+    Raises:
+        BadImageError: not an image, or larger than 100 million pixels.
+    """
+    import simplejpeg
+
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:  # no JPEG, or an odd one: Pillow decides
+        with _one_error():
+            image = Image.open(io.BytesIO(content))
+            height, width = image.height, image.width
+    if height * width > MAX_PIXELS:
+        raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS:,}")
+    return height, width
+
+
+def decode_into(room: NDArray[np.uint8], content: bytes, height: int, width: int) -> None:
+    """Fill the first ``height * width * 3`` bytes of ``room`` with the RGB pixels that :func:`decode` gives.
+
+    simplejpeg decodes what both read alike, bit for bit; the rest is left to Pillow: what simplejpeg refuses (it is the
+    stricter one) and CMYK, which the two convert differently.
+
+    Raises:
+        BadImageError: see :func:`decode`.
+    """
+    import simplejpeg
+
+    try:
+        if simplejpeg.decode_jpeg_header(content)[2] in ("Gray", "YCbCr", "RGB"):
+            simplejpeg.decode_jpeg(content, "RGB", buffer=room)
+            return
+    except ValueError:
+        pass
+    pixels = np.asarray(decode(content))
+    if pixels.shape[:2] != (height, width):
+        raise BadImageError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels where its header says {width} x {height}")
+    room[: pixels.size] = pixels.reshape(-1)
+
+
 @contextmanager
 def _one_error() -> Iterator[None]:
     """Whatever Pillow's plugins raise for a broken file, as BadImageError with a reason of one line."""

@@ -15,6 +15,7 @@ import traceback
 from typing import Any
 
 from swav_ray.config import Config
+from swav_ray.data.multicrop import ready
 from swav_ray.data.shards import Shards
 from swav_ray.data.sources import prepare_digits
 from swav_ray.data.storage import Storage, absolute_uri
@@ -37,7 +38,7 @@ def resolve(config: Config) -> Config:
     """The configuration with absolute addresses and its data in place (the demo's digits are prepared).
 
     Raises:
-        UserError: no data named, no shards there, or a combination that cannot work on them.
+        UserError: no data named, no shards there, a combination that cannot work on them, or no numba.
     """
     data = config.data
     storage = absolute_uri(config.storage)
@@ -48,6 +49,7 @@ def resolve(config: Config) -> Config:
     else:
         train, test = absolute_uri(data.train), absolute_uri(data.test) if data.test else ""
     resolved = config.model_copy(update={"storage": storage, "data": data.model_copy(update={"train": train, "test": test})})
+    ready(config)
     rows = Shards(train).num_rows
     if rows < config.global_batch_size:
         raise UserError(f"global_batch_size {config.global_batch_size} is more than the {rows} images in {train}; lower it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.data.pictures import encode, photo, picture
 from tests.data.small import small_config
 
 BILINEAR = InterpolationMode.BILINEAR
+BACKENDS = ["fast", "reference"]
 
 
 @functools.cache
@@ -72,9 +74,11 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_crops_are_those_of_torchvision(setting: str) -> None:
+def test_crops_are_those_of_torchvision(setting: str, backend: str) -> None:
     config = small_config(
+        data={"backend": backend},
         crop_sizes=[32, 17],
         crop_counts=[2, 3],
         crop_min_scales=[0.14, 0.05],
@@ -98,9 +102,10 @@ def test_crops_are_those_of_torchvision(setting: str) -> None:
                 np.testing.assert_array_equal(got, expected, err_msg=f"{ids[row]}, crop {crop}")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("parts", [[10], [1] * 10, [3, 0, 7], [7, 3]], ids=str)
-def test_a_picture_s_crops_do_not_depend_on_its_batch(parts: list[int]) -> None:
-    config = small_config()
+def test_a_picture_s_crops_do_not_depend_on_its_batch(parts: list[int], backend: str) -> None:
+    config = small_config(data={"backend": backend})
     ids, jpegs = list(contents()), list(contents().values())
     together = make_crops(config, 1, ids, jpegs).crops
     done = []
@@ -111,14 +116,27 @@ def test_a_picture_s_crops_do_not_depend_on_its_batch(parts: list[int]) -> None:
         np.testing.assert_array_equal(np.concatenate(group, axis=1), whole)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_picture_s_crops_do_not_depend_on_the_threads_beside(threads: int) -> None:
+    config = small_config(crop_sizes=[64, 24], augment={"rotation": 10})
+    ids, jpegs = list(contents()), list(contents().values())
+    alone = [make_crops(config, epoch, ids, jpegs).crops for epoch in range(24)]
+    with ThreadPoolExecutor(threads) as pool:
+        beside = pool.map(lambda epoch: make_crops(config, epoch, ids, jpegs).crops, range(24))
+    for got, expected in zip(beside, alone, strict=True):
+        for group, whole in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(group, whole)
+
+
 def test_another_epoch_shows_other_views() -> None:
     jpegs = list(contents().values())
     first, second = (make_crops(small_config(), epoch, list(contents()), jpegs).crops[0][:, :2] for epoch in (0, 1))
     assert (first != second).any(axis=(0, 2, 3, 4)).all()
 
 
-def test_unreadable_pictures_are_reported_and_replaced_by_the_next_readable_one() -> None:
-    config = small_config()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unreadable_pictures_are_reported_and_replaced_by_the_next_readable_one(backend: str) -> None:
+    config = small_config(data={"backend": backend})
     good = contents()["china.jpg"], contents()["flower.jpg"]
     ids = ["a", "b", "c", "d", "e"]
     done = make_crops(config, 2, ids, [good[0], b"", good[1][:900], good[1], b"not an image"])

@@ -38,6 +38,11 @@ def test_normalise_leaves_the_pictures_alone() -> None:
     assert (images == 7).all()
 
 
+def test_normalised_pictures_lie_channels_last_as_the_bytes_did() -> None:
+    images = np.zeros((3, 8, 6, 3), dtype=np.uint8)
+    assert normalise(images, (0.5,) * 3, (0.5,) * 3, CPU).is_contiguous(memory_format=torch.channels_last)
+
+
 class Backbone(nn.Module):
     """Has what behaves otherwise in training, and counts gradients."""
 
