@@ -13,13 +13,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
 
 from swav_ray.config import load_config
 from swav_ray.errors import UserError
 from swav_ray.tune.params import Param
+from swav_ray.tune.sampling import propose, settings_of
 from swav_ray.tune.schema import schema, schema_text
 from swav_ray.tune.space import Space, load_space
-from swav_ray.tune.study import next_trial, open_study
+from swav_ray.tune.study import SweepFolder, open_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 RECIPE = str(Path(__file__).parents[1] / "recipe.yaml")
@@ -69,10 +71,11 @@ def line_of(path: Path, *args: Any, **kwargs: Any) -> str:
 def test_every_shipped_space_loads(path: Path) -> None:
     space = load_space(path)
     assert space.name == path.stem
-    study = open_study(space, None)
-    for _ in range(6):
+    for number in range(6):
+        proposal = propose(space, number, [])
         for trial in (True, False):
-            space.config(space.values_of(next_trial(study, space).params), trial=trial)
+            assert proposal is not None
+            space.config(proposal.settings, trial=trial)
 
 
 def test_a_space_is_read_as_written(tmp_path: Path) -> None:
@@ -137,10 +140,15 @@ def test_lists_among_the_choices_survive_the_trip_to_optuna_and_back(tmp_path: P
         sampler="random",
     )
     space = load_space(written(tmp_path, values))
-    study = open_study(space, tmp_path / "study")
-    for _ in range(25):
-        next_trial(study, space)
-    drawn = [space.values_of(trial.params) for trial in open_study(space, tmp_path / "study").trials]  # from the journal
+    folder = SweepFolder(str(tmp_path / "study"))
+    study = open_study(folder.journal(), space.name, space.directions(), space.defining())
+    for number in range(25):
+        proposal = propose(space, number, [])
+        assert proposal is not None
+        asked = {"params": proposal.params, "distributions": proposal.distributions}
+        study.add_trial(create_trial(state=TrialState.RUNNING, **asked))
+    again = open_study(folder.journal(), space.name, space.directions(), space.defining())
+    drawn = [settings_of(space, trial) for trial in again.trials]  # from the journal
     for key, param in space.params.items():
         assert {json.dumps(point[key]) for point in drawn} == {json.dumps(value) for value in param.choice or []}
     assert (drawn[0]["crop_counts"], drawn[0]["backbone.arch"], drawn[1]["crop_min_scales"]) == ([2, 4], "null", [0.3, 0.2])
@@ -336,9 +344,10 @@ def test_any_mutated_space_loads_or_is_refused_in_one_line(
         assert message.startswith((f"{path}: ", f"{path}:")) and len(message.splitlines()) == 1, message
     else:
         assert isinstance(space, Space)
-        study = open_study(space, None)
-        for _ in range(2):  # what loads can be sampled, and what is sampled can be trained
-            space.config(space.values_of(next_trial(study, space).params), trial=True)
+        for number in range(2):  # what loads can be sampled, and what is sampled can be trained
+            proposal = propose(space, number, [])
+            if proposal is not None:
+                space.config(proposal.settings, trial=True)
 
 
 @pytest.mark.parametrize("key", ["name", "recipe", "params", "budget"])
