@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -67,7 +68,8 @@ def test_help_lists_the_commands_and_each_has_its_own() -> None:
     runner = CliRunner()
     top = runner.invoke(cli.app, ["--help"])
     assert top.exit_code == 0 and all(command in top.stdout for command in COMMANDS)
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} >= set(COMMANDS)
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert commands | {group.name for group in cli.app.registered_groups} >= set(COMMANDS)
     for command in COMMANDS:
         shown = runner.invoke(cli.app, [command, "--help"])
         assert shown.exit_code == 0 and "Usage" in shown.stdout
@@ -87,12 +89,13 @@ def test_options_of_the_documentation_are_there() -> None:
     runner = CliRunner()
     for command, options in {
         "pretrain": ("--set", "--workers", "--name", "--storage"),
-        "tune": ("--set", "--trials", "--concurrency", "--dry-run"),
+        "tune run": ("--set", "--trials", "--concurrency", "--dry-run"),
+        "tune confirm": ("--set", "--concurrency"),
         "shard": ("--check",),
         "probe": ("--test",),
         "knn": ("--test", "--k"),
     }.items():
-        shown = runner.invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        shown = runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
         assert all(option in shown for option in options)
 
 
@@ -170,7 +173,6 @@ def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
         (["tune", K_TAU, "--set", "epoch=3"], ["--set: epoch: the configuration has no such key (did you mean 'epochs'?)"]),
         (["tune", K_TAU, "--set", "epochs=0"], ["epochs = 0: input should be greater than or equal to 1"]),
         (["tune", K_TAU, "--set", "temperature=0.1"], ["temperature stands in params and in overrides"]),
-        (["tune", K_TAU, "--set", "storage=s3://bucket/runs"], ["storage = s3://bucket/runs: a sweep's study needs a local"]),
     ],
     ids=lambda value: " ".join(value)[-60:].replace(str(ROOT), "") if isinstance(value, list) else None,
 )
@@ -206,7 +208,16 @@ def test_an_interruption_says_how_to_go_on(call: Callable[..., Ended], monkeypat
 # --- what the commands pass on
 
 
-def test_a_dry_run_prints_so_many_configurations_and_the_same_ones_again(call: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_dry_run_says_what_the_sweep_will_cost(call: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = call("tune", K_TAU, "--dry-run", "1")
+    assert ended.code == 0 and ended.err == "" and len(ended.out.splitlines()) > 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_prints_so_many_configurations_and_the_same_ones_again(
+    call: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swav_ray.tune.estimate.estimate", lambda space: SimpleNamespace(lines=list))  # seconds of training
     first, second = call("tune", K_TAU, "--dry-run", "5"), call("tune", K_TAU, "--dry-run", "5")
     assert first == second and first.code == 0 and first.err == ""
     head, *lines = first.out.splitlines()
@@ -265,7 +276,7 @@ def test_a_run_is_named_by_the_option_the_configuration_or_the_file(
 def test_tune_leaves_the_best_configuration_here_or_says_why_not(
     found: bool, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from swav_ray.tune.sweep import Outcome
+    from swav_ray.tune.sweep import Outcome, Sweep
 
     asked: list[Any] = []
     best = tmp_path / "runs" / "k_tau" / "best.yaml"
@@ -274,11 +285,11 @@ def test_tune_leaves_the_best_configuration_here_or_says_why_not(
     row = {"rank": 1, "name": "trial 0", "status": "complete" if found else "failed", "probe/top1": 0.97 if found else None}
     row |= {"stderr": 0.01, "epochs_done": 6, "seconds": 60.0, "num_prototypes": 100, "temperature": 0.1, "error": ""}
 
-    def run(space: Any) -> Outcome:
-        asked.append(space)
-        return Outcome(pd.DataFrame([row]), best if found else None, best.parent, [])
+    def run(self: Sweep) -> Outcome:
+        asked.append(self.space)
+        return Outcome(pd.DataFrame([row]), best if found else None, str(best.parent), [])
 
-    monkeypatch.setattr("swav_ray.tune.sweep.run_sweep", run)
+    monkeypatch.setattr(Sweep, "run", run)
     monkeypatch.setattr("swav_ray.train.session.connect", lambda **_: None)
     ended = call("tune", K_TAU, "--set", "epochs=3", "--trials", "9", "--concurrency", "1")
     (space,) = asked
@@ -286,7 +297,7 @@ def test_tune_leaves_the_best_configuration_here_or_says_why_not(
     if found:
         assert ended.code == 0 and "0.9700 ± 0.0100" in ended.out
         assert (tmp_path / "best.yaml").read_text() == best.read_text()
-        assert ended.out.splitlines()[-1] == "next: swav-ray pretrain best.yaml"
+        assert ended.out.splitlines()[-1] == f"next: swav-ray pretrain best.yaml, or swav-ray tune confirm {K_TAU}"
     else:
         assert_one_line(ended, "no trial completed; see", "leaderboard.md for the reasons")
         assert not (tmp_path / "best.yaml").exists()
