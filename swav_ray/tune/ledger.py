@@ -47,7 +47,7 @@ class Ledger:
         gpus_per_worker: for the GPU-hours.
         keep: called after each change that must not be lost with this machine.
         propose: gives the next trial's parameters from those of earlier ones; None if there is no more.
-        on_change: called with the numbers of the running trials whenever one begins or ends.
+        on_change, on_row: called with the numbers of the running trials whenever one begins or ends, and with each row.
     """
 
     def __init__(
@@ -60,9 +60,11 @@ class Ledger:
         keep: Callable[[], None] = lambda: None,
         propose: Callable[[Space, int, list[FrozenTrial]], Proposal | None] = propose,
         on_change: Callable[[list[int]], None] = lambda running: None,
+        on_row: Callable[[list[int]], None] = lambda running: None,
     ) -> None:
         self.study, self.space, self.config_of, self._keep = study, space, config_of, keep
         self._gpus, self._propose, self._on_change = gpus_per_worker, propose, on_change
+        self._on_row = on_row
         self.lives: dict[int, Life] = {}
         self._unfinished = [trial.number for trial in self.trials() if trial.state not in FINISHED]
         self._hours_before, self._opened = float(study.user_attrs.get("hours", 0.0)), time.monotonic()
@@ -150,6 +152,7 @@ class Ledger:
         """Write down a row of a trial's; why the trial should stop now, or an empty string."""
         life = self.lives[number]
         self._account(life, row)
+        self._on_row(sorted(self.lives))
         if "epochs_done" not in row or row.get("beat"):
             return ""
         trial = self.trials()[number]

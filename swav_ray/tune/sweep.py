@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.train import faults
 from swav_ray.train.cluster import cluster_slots
-from swav_ray.train.shares import set_share, shares
+from swav_ray.train.shares import drop_share, set_share, shares
 from swav_ray.train.trainer import resolve, worker_resources
 from swav_ray.tune.baselines import measure_baselines
 from swav_ray.tune.importances import importances, save_importances
@@ -40,6 +41,8 @@ from swav_ray.tune.trial import SweepTrial
 REPORT = "report.html"
 FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.parquet", "best.yaml", "importances.json", REPORT)
 UNBOUNDED = 1_000_000  # trials, where only time is the budget
+COOLDOWN_SECONDS = 5.0  # of a trial's growth: its share changes whenever another trial ends
+DIVIDE_SECONDS = 10.0  # between looks at how many workers the cluster can hold
 REUSE = True  # the next trial starts in a process that has everything imported
 
 
@@ -89,6 +92,7 @@ class Sweep:
             )
         self.folder = SweepFolder(sweep_folder(space))
         self._configs: dict[int, Config] = {}
+        self._divided, self._shared = 0.0, set[int]()  # when shares were last given, and to which trials
         try:
             where = space.study or self.folder.journal()
             self.study = open_study(where, space.name, space.directions(), space.defining())
@@ -100,24 +104,43 @@ class Sweep:
         """A trial's whole configuration: its own run under `trials/`, judged at the space's rungs, blind to the test data."""
         if number not in self._configs:
             config = self.space.config(settings, trial=True)
+            data = {"train": self.base.data.train, "test": ""}
+            elastic: dict[str, Any] = {}
+            if self.space.resources.worker_range[1] > 1:
+                data["crop_in"] = "worker"  # Ray Data's tasks would find no processor that is not some trial's
+                elastic["cooldown_seconds"] = min(config.elastic.cooldown_seconds, COOLDOWN_SECONDS)
             self._configs[number] = config.model_copy(
                 update={
                     "storage": (self.folder.storage / "trials").uri,
                     "name": f"{number:04d}",
-                    "data": config.data.model_copy(update={"train": self.base.data.train, "test": ""}),
+                    "data": config.data.model_copy(update=data),
                     "probe": config.probe.model_copy(update={"at_epochs": self.space.rungs(config)}),
+                    "elastic": config.elastic.model_copy(update=elastic),
                 }
             )
         return self._configs[number]
 
     def divide(self, running: list[int]) -> None:
-        """Give each running trial of several workers its fair share of the cluster, as trials come and go."""
+        """Give each running trial of several workers its fair share of the cluster, as trials and nodes come and go."""
         low, high = self.space.resources.worker_range
-        configs = {number: self._configs[number] for number in running}
-        if high > 1 and configs:
-            slots = cluster_slots(worker_resources(next(iter(configs.values()))))
+        self._divided = time.monotonic()
+        if high == 1:
+            return
+        for number in self._shared - set(running):
+            drop_share(self._address(number))
+        self._shared = set(running)
+        if running:
+            slots = cluster_slots(worker_resources(self._configs[running[0]]))
             for number, workers in shares(slots, running, low, high).items():
-                set_share((Storage(configs[number].storage) / configs[number].name).uri, workers)
+                set_share(self._address(number), workers)
+
+    def _address(self, number: int) -> str:
+        config = self._configs[number]
+        return (Storage(config.storage) / config.name).uri
+
+    def _divide_now_and_then(self, running: list[int]) -> None:
+        if time.monotonic() - self._divided > DIVIDE_SECONDS:
+            self.divide(running)
 
     def run(self) -> Outcome:
         """Run on to the budget's end, on the connected Ray cluster; or until asked to stop (Ctrl-C, SIGTERM).
@@ -127,6 +150,9 @@ class Sweep:
         """
         baselines = measure_baselines(self.base, self.folder.storage)
         need, gpus = trial_resources(self.space)
+        budget = self.space.budget
+        if budget.gpu_hours is not None and not gpus and self.space.trials is None and budget.hours is None:
+            raise UserError("budget.gpu_hours: trials use no GPUs here, so the sweep would never end; give trials or hours too")
         ledger = self.ledger_class(
             self.study,
             self.space,
@@ -134,6 +160,7 @@ class Sweep:
             gpus_per_worker=gpus,
             keep=lambda: self._keep(baselines),
             on_change=self.divide,
+            on_row=self._divide_now_and_then,
         )
         stopped = False
         if not ledger.spent() or any(trial.state not in FINISHED for trial in ledger.trials()):
