@@ -252,7 +252,7 @@ class Training:
             signs: dict[str, Any] = {
                 key: last[key] for key in ("loss", "verdict", "unwell_since", "advice", "prototypes_in_use") if key in last
             }
-            self.report({"step": self.step, "epoch": epochs_done - 1, **signs, **found})
+            self.report({"step": self.step, "steps": self.total_steps, "epoch": epochs_done - 1, **signs, **found})
         self._tick = time.monotonic()
         return found
 

@@ -42,7 +42,7 @@ class Screen:
                 f"epoch {row['epochs_done']}: probe/top1 {row['probe/top1']:.4f} ± {row['probe/top1_stderr']:.4f}",
                 highlight=False,
             )
-        if "loss" not in row:
+        if "epochs_done" in row:  # its last step was shown before
             return
         if row["started"] != self._started:
             self._started, self._rate = row["started"], (time.monotonic(), row["step"])
