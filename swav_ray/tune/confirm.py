@@ -46,13 +46,13 @@ class Candidate:
 
 
 def candidates(study: optuna.Study, top_k: int) -> list[Candidate]:
-    """The ``top_k`` complete trials by objective, best first, and the first baseline (or the recipe) last."""
+    """The ``top_k`` best complete trials beside the first baseline, best first, and that baseline (or the recipe) last."""
     trials = study.get_trials(deepcopy=False)
     base = next((trial for trial in trials if trial.user_attrs.get("baseline")), None)
     complete = sorted(
         (trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: (-trial.values[0], trial.number)
     )
-    best = [trial for trial in complete[:top_k] if base is None or trial.number != base.number]
+    best = [trial for trial in complete if base is None or trial.number != base.number][:top_k]
     found = [Candidate(trial.number, trial.user_attrs["settings"]) for trial in best]
     if base is None:
         return [*found, Candidate(None, {}, baseline=True)]

@@ -28,8 +28,8 @@ def test_the_best_and_the_baseline_are_candidates():
     assert names == ["trial 4", "trial 1", "trial 0 (baseline)"]
 
 
-def test_a_baseline_among_the_best_is_there_once_and_one_that_was_stopped_counts_too():
-    assert [c.name for c in candidates(_study([0.99, 0.9]), 2)] == ["trial 1", "trial 0 (baseline)"]
+def test_a_baseline_that_is_the_best_is_there_once_and_one_that_was_stopped_counts_too():
+    assert [c.name for c in candidates(_study([0.99, 0.9]), 1)] == ["trial 1", "trial 0 (baseline)"]
     assert [c.name for c in candidates(_study([None, 0.9]), 2)] == ["trial 1", "trial 0 (baseline)"]
 
 

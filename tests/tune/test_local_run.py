@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from swav_ray.data import patience
 from swav_ray.data.storage import Storage
 from swav_ray.errors import InfraError, StorageAwayError
+from swav_ray.train import faults as injected
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import Faults
 from swav_ray.train.metrics import read_metrics
@@ -120,6 +122,8 @@ def test_an_error_of_the_configuration_is_told_and_not_raised(config):
 
 def test_a_store_that_is_away_is_raised_since_another_process_may_reach_it(config, monkeypatch):
     monkeypatch.setenv("SWAV_RAY_STORAGE_PATIENCE", "1")
+    monkeypatch.setattr(patience, "_fault", patience._fault)  # the outage is this process's, and ends with the test
+    monkeypatch.setattr(injected, "_storage_faults", [])
     faults = Faults().fail_at(0, 2, "storage_outage", seconds=600).of_run(Storage(config.storage) / config.name)
     run = LocalRun(config, faults=faults)
     with pytest.raises((InfraError, StorageAwayError)):
