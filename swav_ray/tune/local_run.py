@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import queue
 import threading
 import time
@@ -16,10 +17,12 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch
 from swav_ray.errors import InfraError, StorageAwayError, UserError
+from swav_ray.train.blame import code_failed
 from swav_ray.train.faults import Faults
 
 SETTLE_SECONDS = 3.0  # for a checkpoint under way when the run is dropped
 LOCK_SECONDS = 60.0  # for a process of a driver that was killed to let go of the run
+ERROR_FILE = "error.txt"  # in the run's folder: the traceback of its last failure
 Row = dict[str, Any]
 
 
@@ -58,7 +61,8 @@ class LocalRun:
         of what it measured in earlier lives.
 
         Raises:
-            InfraError, StorageAwayError: the store was away for too long, or another process holds the run; it can go on.
+            InfraError, StorageAwayError: the store was away for too long, another process holds the run, or something failed
+                that may be the machine's fault; the run can go on in another process.
         """
         try:
             row = self._rows.get(timeout=seconds)
@@ -85,8 +89,9 @@ class LocalRun:
 
     def _main(self) -> None:
         self._cpu = time.process_time()
+        run = Storage(self._config.storage) / self._config.name
         try:
-            with run_lock(Storage(self._config.storage) / self._config.name):
+            with run_lock(run):
                 last = self._train()
             self._rows.put(last | {"done": True})
         except _Dropped:
@@ -95,10 +100,15 @@ class LocalRun:
             self._rows.put(error)
         except UserError as error:
             self._rows.put({**self.latest, "done": True, "error": str(error)})
-        except Exception as error:  # of this configuration: one process that meets it will meet it again
-            traceback.print_exc()
-            line = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            self._rows.put({**self.latest, "done": True, "error": line[:500]})
+        except Exception as error:
+            run.write(ERROR_FILE, traceback.format_exc().encode())
+            line = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:500]
+            if code_failed(error):  # by this configuration: whoever meets it will meet it again
+                self._rows.put({**self.latest, "done": True, "error": line})
+            else:  # maybe the machine's, and then this process is not to be trusted with the next trial either
+                self._rows.put(InfraError(line))
+        finally:
+            _let_go_of_memory()
 
     def _train(self) -> Row:
         import torch
@@ -146,6 +156,14 @@ class LocalRun:
             self._may_go.acquire()
             if self._dropped:
                 raise _Dropped
+
+
+def _let_go_of_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def figures_of(row: Row) -> Row:

@@ -67,6 +67,7 @@ class SweepTrial(tune.Trainable):
 def count_life(run: Storage, session: str) -> str:
     """Note a start of ``run`` by the driver's ``session``; why it should not start, if its processes always die."""
     from swav_ray.train.checkpoint import Checkpoints
+    from swav_ray.tune.local_run import ERROR_FILE
 
     found = Checkpoints(run / "checkpoints").newest()
     start = {"session": session, "step": int(found[1]["step"]) if found is not None else 0}
@@ -78,7 +79,11 @@ def count_life(run: Storage, session: str) -> str:
     run.write(LIVES_FILE, json.dumps(start | {"count": count}).encode())
     if count <= LIVES:
         return ""
-    return f"its process died {LIVES} times in a row after step {start['step']}; out of memory? lower the batch or the model"
+    try:
+        why = run.read(ERROR_FILE).decode().strip().splitlines()[-1]
+    except (FileNotFoundError, IndexError):
+        why = "killed without a word, as when memory runs out: lower the batch or the model"
+    return f"it failed {LIVES} times in a row after step {start['step']}; the last time: {why}"
 
 
 def score_on_test(config: Config, backbone: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
+import torch
 
 from swav_ray.data import patience
 from swav_ray.data.storage import Storage
@@ -16,6 +17,7 @@ from swav_ray.train.faults import Faults
 from swav_ray.train.metrics import read_metrics
 from swav_ray.tune import local_run
 from swav_ray.tune.local_run import LocalRun
+from swav_ray.tune.trial import LIVES, count_life
 from tests.train.small import small_config, small_shards
 
 LONG = 60.0  # seconds: a row that does not come is a failure
@@ -118,6 +120,49 @@ def test_an_error_of_the_configuration_is_told_and_not_raised(config):
     last = run.next_row(LONG)
     run.close()
     assert last["done"] and "resnet11" in last["error"]
+
+
+class _Broken(torch.nn.Module):
+    num_features = 4
+    error: type[Exception] = RuntimeError
+
+    def forward(self, images):
+        raise type(self).error("it broke\nand more")
+
+
+def broken_backbone() -> torch.nn.Module:
+    """For ``backbone.arch: tests.tune.test_local_run:broken_backbone``."""
+    return _Broken()
+
+
+@pytest.mark.parametrize(("error", "counts"), [(ValueError, True), (torch.OutOfMemoryError, True), (RuntimeError, False)])
+def test_what_may_be_the_machines_fault_is_raised_and_what_is_the_codes_is_told(config, monkeypatch, error, counts):
+    monkeypatch.setattr(_Broken, "error", error)
+    arch = "tests.tune.test_local_run:broken_backbone"
+    run = LocalRun(config.model_copy(update={"backbone": config.backbone.model_copy(update={"arch": arch})}))
+    if counts:
+        row = run.next_row(LONG)
+        assert row["done"] and row["error"] == f"{error.__name__}: it broke"
+    else:
+        with pytest.raises(InfraError, match="RuntimeError: it broke"):
+            run.next_row(LONG)
+    run.close()
+    assert "in forward" in (Path(config.storage) / "run" / "error.txt").read_text()
+
+
+def test_a_trial_whose_processes_always_die_at_the_same_place_is_given_up(config):
+    run = Storage(config.storage) / config.name
+    assert [count_life(run, "driver 1") for _ in range(LIVES)] == [""] * LIVES
+    assert "it failed 4 times in a row after step 0; the last time: killed without a word" in count_life(run, "driver 1")
+    assert count_life(run, "driver 2") == "", "a driver that was killed is not the trial's fault"
+    for _ in range(LIVES):
+        count_life(run, "driver 2")
+    run.write("error.txt", b"Traceback\nRuntimeError: shapes differ\n")
+    assert count_life(run, "driver 2").endswith("the last time: RuntimeError: shapes differ")
+    trained = LocalRun(config)
+    _rows(trained)
+    trained.close()
+    assert count_life(run, "driver 2") == "", "it got further"
 
 
 def test_a_store_that_is_away_is_raised_since_another_process_may_reach_it(config, monkeypatch):
