@@ -23,10 +23,11 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.tune.confirm import interval
 from swav_ray.tune.ledger import Ledger
+from swav_ray.tune.running import run_trials, trial_resources, view_of
 from swav_ray.tune.sampling import Proposal
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import open_study
-from swav_ray.tune.sweep import Sweep, run_trials, trial_resources, view_of
+from swav_ray.tune.sweep import Sweep
 
 ARMS: dict[str, dict[str, Any]] = {
     "tpe + asha": {"sampler": "tpe", "scheduler": {"kind": "asha", "first_rung": 3, "factor": 3}},

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from typing import Any
 
-from swav_ray.tune import sweep as sweeps
+from swav_ray.tune import running
 from swav_ray.tune.space import Space
 from swav_ray.tune.sweep import Sweep
 
@@ -32,7 +32,7 @@ def startups(trials: int, reuse: bool, storage: str) -> list[float]:
         "sampler": "random",
         "budget": {"trials": trials + 1},
     }
-    sweeps.REUSE = reuse
+    running.REUSE = reuse
     sweep = Sweep(Space.model_validate(values))
     sweep.run()
     found = [trial.user_attrs["startup_seconds"] for trial in sweep.study.get_trials(deepcopy=False)]

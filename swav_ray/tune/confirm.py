@@ -21,10 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from swav_ray.config import Config
 from swav_ray.errors import UserError
 from swav_ray.tune.ledger import Ledger
+from swav_ray.tune.running import run_trials, trial_resources, view_of
 from swav_ray.tune.sampling import Proposal
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import FINISHED, open_study
-from swav_ray.tune.sweep import Sweep, run_trials, trial_resources, view_of
+from swav_ray.tune.sweep import Sweep
 
 JOURNAL = "confirm.journal"
 OBJECTIVE = "test/top1"
