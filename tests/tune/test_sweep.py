@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from swav_ray.config import build_config
+from swav_ray.data.storage import Storage
 from tests.tune.sweeping import prepare, trials_of, tune, write_space
 
 
@@ -54,3 +55,17 @@ def test_a_batch_that_would_follow_the_share_of_the_cluster_is_refused(folder):
     done = tune(folder, "space.yaml")
     assert done.returncode == 2 and "trials could not be compared" in done.stderr, done.stderr
     assert not (folder / "runs/scaled").exists()
+
+
+def test_a_sweep_whose_folder_is_on_s3(folder, s3):
+    write_space(folder, name="remote", budget={"trials": 1}, concurrency=1)
+    away = ["--set", f"storage={s3}/runs"]
+    done = tune(folder, "space.yaml", *away)
+    assert done.returncode == 0, done.stdout + done.stderr
+    place = Storage(f"{s3}/runs/remote")
+    for name in ("study.journal", "report.html", "leaderboard.csv", "importances.json", "best.yaml", "trials/0000/config.yaml"):
+        assert place.exists(name), name
+    assert not (folder / "runs/remote").exists()
+    again = tune(folder, "space.yaml", *away)
+    assert again.returncode == 0 and "trial 0 started" not in again.stdout
+    assert build_config(yaml.safe_load((folder / "best.yaml").read_text()), "best.yaml").storage == f"{s3}/runs"
