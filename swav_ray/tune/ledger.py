@@ -168,7 +168,7 @@ class Ledger:
             self._note(trial, {"startup_seconds": row["first_step_at"] - life.started})
         life.stop = stop_unwell(row)
         if not life.stop and epoch in rungs:
-            values = {e: v for e, v in self.trials()[number].intermediate_values.items() if e <= epoch}
+            values = self.trials()[number].intermediate_values
             life.stop = stop_at_rung(self.space, rungs, values, self.settled(number))
         self.study.set_user_attr("hours", self.hours)
         return life.stop

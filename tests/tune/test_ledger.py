@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from swav_ray.config import Config
 from swav_ray.tune.ledger import Ledger, lag
+from swav_ray.tune.sampling import Proposal
 from swav_ray.tune.space import Space
 from swav_ray.tune.study import open_study
 from tests.tune.small_space import small_space
@@ -222,12 +223,31 @@ def test_what_was_measured_in_an_earlier_life_is_written_once():
     study = _study(space)
     ledger = _ledger(study, space)
     ledger.claim()
+    ledger.lives[0].started -= 100.0
     ledger.record(0, _row(2, 0.5))
     again = _ledger(study, space)
     again.claim()
-    assert again.record(0, _row(2, 0.5)) == ""
-    assert ledger.trials()[0].intermediate_values == {2: 0.5}
-    assert len(ledger.trials()[0].user_attrs["spans"]) == 2
+    assert again.record(0, _row(2, 0.6)) == ""
+    trial = ledger.trials()[0]
+    assert trial.intermediate_values == {2: 0.5} and trial.user_attrs["rungs"]["2"]["probe/top1"] == 0.5
+    assert len(trial.user_attrs["spans"]) == 2 and trial.user_attrs["seconds"] >= 100.0
+
+
+def test_a_probe_between_rungs_is_kept_but_judges_nobody():
+    space = small_space(scheduler=ASHA)
+    ledger = _ledger(_study(space), space)
+    _live(ledger, *ledger.claim())
+    ledger.claim()
+    assert ledger.record(1, _row(3, 0.0)) == ""
+    assert ledger.trials()[1].intermediate_values == {} and "3" in ledger.trials()[1].user_attrs["rungs"]
+
+
+def test_what_a_sampler_must_find_again_is_kept():
+    space = small_space()
+    proposal = Proposal({}, {}, {"generation": 3}, {"temperature": 0.1}, False)
+    ledger = _ledger(_study(space), space, propose=lambda *_: proposal)
+    assert ledger.claim() == (0, {"temperature": 0.1})
+    assert ledger.trials()[0].system_attrs == {"generation": 3}
 
 
 @pytest.mark.parametrize(("budget", "spent"), [({"hours": 0.5}, "0.5 hours"), ({"gpu_hours": 0.5}, "0.5 GPU-hours")])
