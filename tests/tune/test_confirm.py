@@ -47,6 +47,12 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert held >= 54
 
 
+def test_the_interval_speaks_of_other_seeds_too():
+    """Sure on every image, and another answer with each seed."""
+    low, high = interval(np.stack([np.ones(200), np.zeros(200), np.zeros(200)]))
+    assert low == 0.0 and high >= 2 / 3
+
+
 def test_the_difference_is_of_the_same_images_and_seeds():
     draw = np.random.default_rng(0)
     base = (draw.random((3, 500)) < 0.8).astype(float)
