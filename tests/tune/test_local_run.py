@@ -98,6 +98,17 @@ def test_stopped_on_the_way_it_saves_and_goes_on_from_there(config):
     assert rows[-1]["loss"] == pytest.approx(wanted[-1]["loss"], abs=1e-9)
 
 
+def test_stopped_in_the_last_step_of_an_epoch_it_saves_that_epoch(config):
+    faults = Faults().fail_at(0, 8, "slow", seconds=3).of_run(Storage(config.storage) / config.name)
+    run = LocalRun(
+        config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})}), faults=faults
+    )
+    while not list((Path(config.storage) / config.name).glob("faults/*")):
+        assert run._thread.is_alive()
+    run.close()
+    assert _newest(config) == 9
+
+
 def test_a_run_that_had_ended_gives_its_figures_again(config):
     run = LocalRun(config)
     first = _rows(run)[-1]
