@@ -49,11 +49,9 @@ class MeteredLedger(Ledger):
 
     cpu_seconds = 0.0
 
-    def record(self, number: int, row: dict[str, Any]) -> str:
-        stop = super().record(number, row)
-        if self.space.scheduler.kind == "none":
-            self.lives[number].stop = stop = ""  # nor by the collapse watch
-        return stop
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stops = self.space.scheduler.kind != "none"  # nor by the collapse watch
 
     def spent(self) -> str:
         used = sum(trial.user_attrs.get("cpu_seconds", 0.0) for trial in self.trials())
@@ -117,7 +115,7 @@ def train_in_full(chosen: dict[tuple[str, int], dict[str, Any]], storage: str, *
     def entry(_space: Space, number: int, _earlier: Any) -> Proposal:
         return Proposal({}, {}, {}, chosen[entries[number]] | {"seed": 31 + entries[number][1]}, False)
 
-    ledger = Ledger(study, plain, config_of, propose=entry)
+    ledger = Ledger(study, plain, config_of, propose=entry, stops=False)
     run_trials(ledger, view_of(ledger, FULL["epochs"]), trial_resources(space)[0], test=True)
     hits = {}
     for trial in study.get_trials(deepcopy=False):

@@ -111,6 +111,7 @@ def confirm(sweep: Sweep) -> tuple[pd.DataFrame, bool]:
         gpus_per_worker=gpus,
         keep=lambda: folder.keep(JOURNAL),
         propose=next_entry,
+        stops=False,  # whoever is compared is trained to the end
     )
     stopped = False
     if any(trial.state not in FINISHED for trial in ledger.trials()) or new:

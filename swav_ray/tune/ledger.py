@@ -47,6 +47,7 @@ class Ledger:
         gpus_per_worker: for the GPU-hours.
         keep: called after each change that must not be lost with this machine.
         propose: gives the next trial's parameters from those of earlier ones; None if there is no more.
+        stops: whether a trial may be stopped before its end, at a rung or for its health.
         on_change, on_row: called with the numbers of the running trials whenever one begins or ends, and with each row.
     """
 
@@ -61,10 +62,11 @@ class Ledger:
         propose: Callable[[Space, int, list[FrozenTrial]], Proposal | None] = propose,
         on_change: Callable[[list[int]], None] = lambda running: None,
         on_row: Callable[[list[int]], None] = lambda running: None,
+        stops: bool = True,
     ) -> None:
         self.study, self.space, self.config_of, self._keep = study, space, config_of, keep
         self._gpus, self._propose, self._on_change = gpus_per_worker, propose, on_change
-        self._on_row = on_row
+        self._on_row, self._stops = on_row, stops
         self.lives: dict[int, Life] = {}
         self._unfinished = [trial.number for trial in self.trials() if trial.state not in FINISHED]
         self._hours_before, self._opened = float(study.user_attrs.get("hours", 0.0)), time.monotonic()
@@ -166,8 +168,8 @@ class Ledger:
         self._note(trial, {key: row[key] for key in COPIED if key in row} | self._costs(life))
         if row.get("first_step_at"):  # of its newest life
             self._note(trial, {"startup_seconds": row["first_step_at"] - life.started})
-        life.stop = stop_unwell(row)
-        if not life.stop and epoch in rungs:
+        life.stop = stop_unwell(row) if self._stops else ""
+        if self._stops and not life.stop and epoch in rungs:
             values = self.trials()[number].intermediate_values
             life.stop = stop_at_rung(self.space, rungs, values, self.settled(number))
         self.study.set_user_attr("hours", self.hours)

@@ -129,6 +129,15 @@ def test_a_collapse_ends_a_trial_and_counts_against_it():
     assert ledger.end(0, _row(4)) == TrialState.PRUNED
 
 
+def test_where_nothing_is_stopped_a_collapsed_trial_goes_on_too():
+    space = small_space(scheduler=ASHA)
+    ledger = _ledger(_study(space), space, stops=False)
+    _live(ledger, *ledger.claim())
+    ledger.claim()
+    assert ledger.record(1, _row(2, 0.0, verdict="stuck", unwell_since=0.0)) == ""
+    assert ledger.end(1, _row(9, 0.1)) == TrialState.COMPLETE
+
+
 def test_a_sign_of_life_changes_nothing():
     space = small_space(scheduler=ASHA)
     ledger = _ledger(_study(space), space)
