@@ -47,7 +47,7 @@ class Plan:
     def _shuffle(self, count: int, *key: int) -> NDArray[np.int64]:
         # RandomState, not Generator: numpy promises never to change its stream, and a resumed run depends on it.
         words = [word for value in (self.seed, *key) for word in (value & 0xFFFFFFFF, value >> 32)]
-        return np.random.RandomState(words).permutation(count).astype(np.int64)
+        return np.random.RandomState(words).permutation(count).astype(np.int64, copy=False)
 
     def _check_start(self, row: int) -> None:
         if not 0 <= row <= self.num_rows:
@@ -57,7 +57,8 @@ class Plan:
         """Windows from global row ``start_row`` of the epoch on; the first one is cut to begin exactly there."""
         self._check_start(start_row)
         groups = self._shuffle(len(self.rows_per_group), epoch, 0)
-        ends = np.cumsum(self.rows_per_group[groups])
+        ends = self.rows_per_group[groups]
+        np.cumsum(ends, out=ends)  # in place: of a thousand million rows each such array is 125 MB
         first = int(np.searchsorted(ends, start_row, side="right")) // self.window_groups
         for index in range(first, -(-len(groups) // self.window_groups)):
             members = groups[index * self.window_groups : (index + 1) * self.window_groups]

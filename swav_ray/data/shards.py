@@ -180,7 +180,8 @@ class Shards:
     def __init__(self, uri: str) -> None:
         self.folder = Storage(uri)
         self.manifest = read_manifest(self.folder)
-        self._group_ends = np.cumsum([-(-file["num_rows"] // GROUP_ROWS) for file in self.manifest.files])
+        self._rows_per_file = np.array([file["num_rows"] for file in self.manifest.files], dtype=np.int64)
+        self._group_ends = np.cumsum(-(-self._rows_per_file // GROUP_ROWS))
 
     @property
     def num_rows(self) -> int:
@@ -189,13 +190,9 @@ class Shards:
     @property
     def rows_per_group(self) -> NDArray[np.int64]:
         """Rows of every row group, in manifest order; what a :class:`~swav_ray.data.plan.Plan` takes."""
-        sizes = []
-        for file in self.manifest.files:
-            full, rest = divmod(file["num_rows"], GROUP_ROWS)
-            sizes.append(np.full(full + bool(rest), GROUP_ROWS))
-            if rest:
-                sizes[-1][-1] = rest
-        return np.concatenate(sizes)
+        sizes = np.full(int(self._group_ends[-1]), GROUP_ROWS, dtype=np.int64)
+        sizes[self._group_ends - 1] -= -self._rows_per_file % GROUP_ROWS  # what a file's last group lacks
+        return sizes
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - lives as long as the process that reads
     def _file(self, index: int) -> pq.ParquetFile:

@@ -7,6 +7,7 @@ turn, so each knows which it gets; what it receives is checked against that. Two
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pickle
 import queue
@@ -77,21 +78,28 @@ class Batch:
 
 
 class Stream:
-    """The data side of a run. Small and picklable until it reads."""
+    """The data side of a run. Small and picklable; reads the manifest when it is first asked for rows, not to crop."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.shards = Shards(config.data.train)
-        self.plan = Plan(
-            self.shards.rows_per_group,
-            seed=config.seed,
-            window_groups=config.data.window_groups,
-            block_rows=config.data.block_rows,
-        )
-        self.steps = self.steps_on(config.elastic.max)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Stream, (self.config,)
+
+    @functools.cached_property
+    def shards(self) -> Shards:
+        return Shards(self.config.data.train)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        data = self.config.data
+        sizes = self.shards.rows_per_group
+        return Plan(sizes, seed=self.config.seed, window_groups=data.window_groups, block_rows=data.block_rows)
+
+    @property
+    def steps(self) -> Steps:
+        """How the most workers there may be cut a whole epoch."""
+        return self.steps_on(self.config.elastic.max)
 
     def steps_on(self, workers: int) -> Steps:
         """How so many workers cut a whole epoch; the same for all but with `elastic.scale_lr_with_batch`."""
@@ -122,7 +130,7 @@ class Stream:
         """Blocks of JPEG bytes of a span's steps, each window read once."""
         epoch, steps = span.epoch, span.steps
         begin, end = steps.start(span.first), steps.start(span.last)
-        ends = [(step, row) for step in range(span.first, span.last) for row in steps.block_ends(step)]
+        ends, rows_of = itertools.tee((step, row) for step in range(span.first, span.last) for row in steps.block_ends(step))
         # A window is read when its first row is needed, and only those of its row groups that are needed.
         left = end - begin
         rows: list[dict[str, Any]] = []
@@ -138,7 +146,7 @@ class Stream:
                     return
 
         start = begin
-        for (step, stop), pairs in zip(ends, cut(pieces(), begin, (row for _, row in ends)), strict=True):
+        for (step, stop), pairs in zip(ends, cut(pieces(), begin, (row for _, row in rows_of)), strict=True):
             block, rows[: len(pairs)] = rows[: len(pairs)], []
             offset = start - steps.start(step)
             yield Block(
