@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import pickle
-import queue
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swav_ray.config import Config
+from swav_ray.data.ahead import chunks, in_threads, iter_ahead
 from swav_ray.data.multicrop import Crops, make_crops
 from swav_ray.data.plan import Plan, Steps, cut
+from swav_ray.data.ray_tasks import from_table, ray_iterators
 from swav_ray.data.shards import Shards
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Stream:
         self.config = config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stream, (self.config,)
+        return _stream, (pickle.dumps(self.config),)
 
     @functools.cached_property
     def shards(self) -> Shards:
@@ -164,21 +164,17 @@ class Stream:
         return Block(block.epoch, block.step, block.positions, block.ids, crops=done.crops, bad=done.bad)
 
     def local(self, start: Position, rank: int = 0, world_size: int = 1) -> Generator[Batch]:
-        """This worker's batches to the end of the run, read and cropped in a thread of this process."""
-
-        def blocks() -> Iterator[Block]:
-            number = itertools.count()
-            for span in self.spans_from(start, world_size):
-                for block in self.read(span):
-                    if next(number) % world_size == rank:
-                        yield self.crop(block)
-
-        return iter_ahead(self._batches(start, blocks(), rank, world_size))
+        """This worker's batches to the end of the run, read and cropped in threads of this process, one a CPU it has."""
+        spans = self.spans_from(start, world_size)
+        blocks = itertools.chain.from_iterable(self.read(span) for span in spans)
+        mine = itertools.islice(blocks, rank, None, world_size)
+        cropped = in_threads(self.crop, mine, threads=max(1, int(self.config.elastic.cpus_per_worker)))
+        return iter_ahead(self._batches(start, cropped, rank, world_size))
 
     def on_ray(self, start: Position, world_size: int) -> Iterator[list[ray.data.DataIterator]]:
         """For each leg of the run, one Ray Data iterator a worker; take a leg when the one before is used up."""
         dealt = 0
-        for leg in _chunks(self._short_spans(start, world_size), SPANS_PER_LEG):
+        for leg in chunks(self._short_spans(start, world_size), SPANS_PER_LEG):
             iterators = ray_iterators(self, leg, world_size)
             # Ray deals every leg from its first iterator on; the worker whose turn it is takes that one.
             yield [iterators[(rank - dealt) % world_size] for rank in range(world_size)]
@@ -190,10 +186,9 @@ class Stream:
         def blocks() -> Iterator[Block]:
             for leg in legs:
                 for table in leg:
-                    for cell in table.column("block"):
-                        yield pickle.loads(cell.as_buffer())
+                    yield from from_table(table)
 
-        return self._batches(start, blocks(), rank, world_size)
+        return iter_ahead(self._batches(start, blocks(), rank, world_size))
 
     def _short_spans(self, start: Position, world_size: int) -> Iterator[Span]:
         """:meth:`spans_from` in pieces of about `WINDOWS_PER_SPAN` windows of rows."""
@@ -239,83 +234,7 @@ class Stream:
         return [np.concatenate(groups, axis=1) for groups in zip(*(block.crops for block in blocks), strict=True)]
 
 
-def ray_iterators(stream: Stream, spans: list[Span], world_size: int) -> list[ray.data.DataIterator]:
-    """Read and crop ``spans`` on the cluster, dealt to ``world_size`` workers block by block."""
-    import ray.data
-
-    def read(batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
-        for span in batch["span"]:
-            for block in stream.read(pickle.loads(span)):
-                yield {"block": [pickle.dumps(block, protocol=5)]}
-
-    def crop(batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        return {"block": [pickle.dumps(stream.crop(pickle.loads(cell)), protocol=5) for cell in batch["block"]]}
-
-    dataset = ray.data.from_items([{"span": pickle.dumps(span)} for span in spans], override_num_blocks=len(spans))
-    # One of our blocks is one row and one block of Ray's: each is dealt whole, and Ray's splitter, which gives the next
-    # block to the worker with the fewest rows, deals strictly in turn.
-    dataset.context.target_max_block_size = 1
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    # Different CPU shares keep Ray from fusing the two, so that the blocks of one read are cropped in parallel.
-    cropped = dataset.map_batches(read, batch_size=1, num_cpus=0.5).map_batches(crop, batch_size=None, num_cpus=1)
-    return list(cropped.streaming_split(world_size, equal=False))
-
-
-def tables(leg: ray.data.DataIterator) -> Iterator[Any]:
-    """What one worker's iterator of :meth:`Stream.on_ray` brings."""
-    yield from leg.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)  # type: ignore[arg-type]
-
-
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
-class Ahead:
-    """An iterable's items made in a thread, at most ``depth`` ahead of their use; the thread starts now."""
-
-    def __init__(self, items: Iterable[Any], depth: int = 2) -> None:
-        self._items = items
-        self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-        self._closed = threading.Event()
-        threading.Thread(target=self._work, name="swav-ray-data", daemon=True).start()
-
-    def close(self) -> None:
-        """Nothing more is wanted; the thread ends after the item it is making."""
-        self._closed.set()
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            kind, value = self._ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-
-    def _put(self, entry: tuple[str, Any]) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._ready.put(entry, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def _work(self) -> None:
-        try:
-            for item in self._items:
-                self._put(("item", item))
-                if self._closed.is_set():
-                    return
-            self._put(("end", None))
-        except BaseException as error:  # handed to the consumer, who raises it
-            self._put(("error", error))
-
-
-def iter_ahead(items: Iterable[Any]) -> Generator[Any]:
-    """``items`` made in a thread that ends with the generator."""
-    ahead = Ahead(items)
-    try:
-        yield from ahead
-    finally:
-        ahead.close()
+@functools.lru_cache(maxsize=4)
+def _stream(config: bytes) -> Stream:
+    """One for all tasks of a process: the manifest is read once, files stay open."""
+    return Stream(pickle.loads(config))

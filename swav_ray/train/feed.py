@@ -12,7 +12,9 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from swav_ray.data.stream import Ahead, Batch, Position, Stream, tables
+from swav_ray.data.ahead import Ahead
+from swav_ray.data.ray_tasks import tables
+from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.train.world import World
 
 MEASURED_STEPS = 3  # whose pace says how many steps `data.bridge_seconds` are

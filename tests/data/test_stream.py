@@ -19,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swav_ray.data import stream as stream_module
+from swav_ray.data.ahead import in_threads
+from swav_ray.data.ray_tasks import tables, to_table
 from swav_ray.data.shards import Shards
-from swav_ray.data.stream import Batch, Block, Position, Span, Stream, tables
+from swav_ray.data.stream import Batch, Block, Position, Span, Stream
 from tests.data.small import ROWS, small_config, write_small_shards
 
 
@@ -90,6 +92,27 @@ def test_any_workers_from_any_step_see_the_same(uri: str, world_size: int, start
     position = Position(start[0], stream.steps.start(start[1]))
     whole = list(stream.local(Position()))[start[0] * 9 + start[1] :]
     assert_same_steps([list(stream.local(position, rank, world_size)) for rank in range(world_size)], whole)
+
+
+def test_a_worker_with_more_processors_crops_the_same(uri: str) -> None:
+    one = list(Stream(small_config(uri)).local(Position()))
+    config = small_config(uri)
+    more = config.model_copy(update={"elastic": config.elastic.model_copy(update={"cpus_per_worker": 3.5})})
+    assert_same_steps([list(Stream(more).local(Position()))], one)
+
+
+def test_threads_work_side_by_side_in_order_and_not_far_ahead() -> None:
+    taken: list[int] = []
+    meet = threading.Barrier(2, timeout=60)
+
+    def double(number: int) -> int:
+        meet.wait()  # passed by two at a time only
+        return 2 * number
+
+    results = in_threads(double, (taken.append(n) or n for n in range(40)), threads=2)  # type: ignore[func-returns-value]
+    assert next(results) == 0
+    assert len(taken) == 5
+    assert list(results) == [2 * n for n in range(1, 40)]
 
 
 def test_workers_share_the_rows_evenly(uri: str) -> None:
@@ -202,7 +225,7 @@ class FakeIterator:
         self.blocks = blocks
 
     def iter_batches(self, **_: object) -> Iterator[pa.Table]:
-        yield from (pa.table({"block": [pickle.dumps(block)]}) for block in self.blocks)
+        yield from map(to_table, self.blocks)
 
 
 def deal(stream: Stream, spans: list[Span], world_size: int) -> list[FakeIterator]:

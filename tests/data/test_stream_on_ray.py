@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from swav_ray.data import stream as stream_module
+from swav_ray.data.ray_tasks import tables
 from swav_ray.data.storage import Storage
-from swav_ray.data.stream import Batch, Position, Stream, tables
+from swav_ray.data.stream import Batch, Position, Stream
 from tests.data.small import small_config, write_small_shards
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
