@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pickle
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from swav_ray.data.shards import Shards
 
 if TYPE_CHECKING:
     import ray.data
+    from torch import Tensor
 
 WINDOWS_PER_SPAN = 8  # a read task's share; at its ends a window may be read twice
 SPANS_PER_LEG = 4096  # read tasks planned ahead at a time
@@ -73,7 +74,7 @@ class Batch:
     next: Position
     positions: NDArray[np.int64]
     ids: list[str]
-    crops: Crops  # one array (C, B, S, S, 3) for each crop size
+    crops: Sequence[NDArray[np.uint8] | Tensor]  # one (C, B, S, S, 3) for each crop size; tensors where they are on a GPU
     bad: list[tuple[str, str]]
 
 
@@ -82,6 +83,7 @@ class Stream:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.empty: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, dtype=np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _stream, (pickle.dumps(self.config),)
@@ -226,12 +228,14 @@ class Stream:
             )
 
     def _join(self, blocks: list[Block]) -> Crops:
-        if not blocks:
-            return [
-                np.empty((count, 0, size, size, 3), dtype=np.uint8)
-                for size, count in zip(self.config.crop_sizes, self.config.crop_counts, strict=True)
-            ]
-        return [np.concatenate(groups, axis=1) for groups in zip(*(block.crops for block in blocks), strict=True)]
+        rows = sum(len(block.ids) for block in blocks)
+        crops = []
+        for number, (size, count) in enumerate(zip(self.config.crop_sizes, self.config.crop_counts, strict=True)):
+            group = self.empty((count, rows, size, size, 3))
+            if blocks:
+                np.concatenate([block.crops[number] for block in blocks], axis=1, out=group)
+            crops.append(group)
+        return crops
 
 
 @functools.lru_cache(maxsize=4)

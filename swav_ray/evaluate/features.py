@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
-def normalise(images: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+def normalise(
+    images: NDArray[np.uint8] | Tensor, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> Tensor:
     """``(N, S, S, 3)`` uint8 pictures to ``(N, 3, S, S)`` normalised floats on ``device``, channels last in memory."""
-    pixels = torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    pixels = torch.as_tensor(images).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
     scale, shift = torch.tensor([std, mean], device=device).view(2, 1, 3, 1, 1)
     return pixels.mul_(1.0 / (255.0 * scale)).sub_(shift / scale)  # in place: the one copy is the cast
 

@@ -15,16 +15,17 @@ from typing import Any
 from swav_ray.data.ahead import Ahead
 from swav_ray.data.ray_tasks import tables
 from swav_ray.data.stream import Batch, Position, Stream
+from swav_ray.train.prefetch import on_device
 from swav_ray.train.world import World
 
 MEASURED_STEPS = 3  # whose pace says how many steps `data.bridge_seconds` are
 
 
 def batches(stream: Stream, start: Position, world: World) -> Generator[Batch]:
-    """This worker's batches from ``start`` to the end of the run. All workers take them in step."""
+    """This worker's batches from ``start`` to the end of the run, on its device. All workers take them in step."""
     if stream.config.data.crop_in == "worker":
-        return stream.local(start, world.rank, world.size)
-    return _bridged(stream, start, world)
+        return on_device(stream, stream.local(start, world.rank, world.size), world.device)
+    return on_device(stream, _bridged(stream, start, world), world.device)
 
 
 def _bridged(stream: Stream, start: Position, world: World) -> Generator[Batch]:

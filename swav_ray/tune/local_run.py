@@ -19,6 +19,7 @@ from swav_ray.data.stream import Batch
 from swav_ray.errors import InfraError, StorageAwayError, UserError
 from swav_ray.train.blame import code_failed
 from swav_ray.train.faults import Faults
+from swav_ray.train.prefetch import on_device
 
 SETTLE_SECONDS = 3.0  # for a checkpoint under way when the run is dropped
 LOCK_SECONDS = 60.0  # for a process of a driver that was killed to let go of the run
@@ -124,7 +125,7 @@ class LocalRun:
         figures: Row = {}
         for figures in measured_before(training.run):
             self._rows.put(self.latest | figures)
-        stream = training.stream.local(training.position)
+        stream = on_device(training.stream, training.stream.local(training.position), device)
         try:
             found, asked = training.run_to_end(self._noting_the_first(stream))
         except BaseException:
