@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from swav_ray.data import patience, storage
 from swav_ray.data.shards import Shards
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
-from swav_ray.errors import StorageAwayError
+from swav_ray.errors import StorageAwayError, UserError
 from tests.data.small import ROWS, small_config, write_small_shards
 from tests.outage import FAULTS, Proxy, reply
 
@@ -93,6 +93,35 @@ def test_part_of_a_row_group_that_calls_itself_whole_is_asked_for_again(remote: 
     s3_proxy.answer(b"GET ", reply(206, body=b"half of it"), reply(206, body=b"x"))
     assert shards.read_group(1).equals(Shards(local.uri).read_group(1))
     assert s3_proxy.answered == before + 2
+
+
+def cut_short(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def torn_footer(content: bytes) -> bytes:
+    return content[:-300] + bytes(200) + content[-100:]
+
+
+def torn_pages(content: bytes) -> bytes:
+    return content[:4] + bytes(2000) + content[2004:]
+
+
+@pytest.mark.parametrize("damage", [cut_short, torn_footer, torn_pages])
+@pytest.mark.parametrize("on_s3", [False, True], ids=["local", "s3"])
+def test_a_damaged_file_is_one_line_at_once(
+    local: Storage, remote: str, tmp_path: Path, damage: Callable[[bytes], bytes], on_s3: bool
+) -> None:
+    folder = Storage(remote) if on_s3 else Storage(str(tmp_path))
+    for name in local.list():
+        folder.write(name, damage(local.read(name)) if name == "part-00001.parquet" else local.read(name))
+    with pytest.raises(UserError) as caught:
+        list(Stream(small_config(folder.uri, epochs=1)).local(Position()))
+    line = (
+        rf"{re.escape(folder.uri)}/part-00001.parquet: damaged \(.+\); `swav-ray shard SRC \S+ --check` tells which files are; "
+    )
+    assert re.match(line, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
 
 
 def test_waits_grow_differ_and_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
