@@ -1,0 +1,232 @@
+"""Making shards: chunks of images become Parquet files, each by one worker, and the manifest comes last.
+
+Every finished file leaves a note in `parts/`, so that a killed job goes on after it. What a chunk holds, and with it the name
+and the content of every file, is a matter of the source alone: not of the number of workers, nor of who was quicker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from swav_ray.data.chunks import Chunk, Source
+from swav_ray.data.decode import BadImageError
+from swav_ray.data.ingest import Change, ingest
+from swav_ray.data.shards import GROUP_ROWS, MANIFEST, SCHEMA, Manifest, read_manifest
+from swav_ray.data.storage import Storage
+from swav_ray.errors import UserError
+
+FILE_BYTES = 128 * 2**20
+RAY_PAYS_BYTES = 2**30  # of a source, from which on a Ray started for it alone has paid
+
+
+Part = dict[str, Any]  # the note a finished file leaves
+Tell = Callable[[int], None]  # called with the number of images put into shards since the last call
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chunk to put into shards, from its ``done``-th image on; ``files`` of its files are there. Pickles."""
+
+    index: int
+    chunk: Chunk
+    dest: Storage
+    source: str
+    change: Change
+    file_bytes: int
+    done: int = 0
+    files: int = 0
+
+    def run(self, tell: Tell | None = None) -> list[Part]:
+        """Write what is left of the chunk; the notes of its new files."""
+        done, files = self.done, self.files
+        parts: list[Part] = []
+        rest = itertools.islice(iter(self.chunk), done, None)
+        while not parts or not parts[-1]["end"]:
+            rows = _File()
+            for source in rest:
+                done += 1
+                rows.add(source, self.change)
+                if tell is not None:
+                    tell(1)
+                if rows.size >= self.file_bytes:
+                    break
+            else:
+                rows.part["end"] = True
+            part = rows.part | {"chunk": self.index, "done": done, "source": self.source}
+            if rows.num_rows:
+                name = f"part-{self.index:05d}" + (f"_{files:03d}" if files else "")  # sorted by name, files are in order
+                part["file"] = rows.write(self.dest, f"{name}.parquet")
+            self.dest.write(f"parts/{self.index:05d}-{files:03d}.json", json.dumps(part).encode())
+            parts.append(part)
+            files += 1
+        return parts
+
+
+@dataclass
+class _File:
+    """The rows of a file, encoded as they come: a row group at a time is held twice."""
+
+    part: Part = field(
+        default_factory=lambda: {"file": None, "end": False, "skipped": [], "transcoded": Counter(), "top_label": -1}
+    )
+    size: int = 0
+    num_rows: int = 0
+
+    def __post_init__(self) -> None:
+        self._out, self._pending = io.BytesIO(), []  # type: ignore[var-annotated]
+        self._writer = pq.ParquetWriter(self._out, SCHEMA, compression="none", use_dictionary=False)
+
+    def add(self, source: Source, change: Change) -> None:
+        try:
+            image = ingest(source.read(), change)
+        except (BadImageError, FileNotFoundError, PermissionError) as error:  # a failing store stops the job instead
+            self.part["skipped"].append({"id": source.id, "reason": " ".join(str(error).split())})
+            return
+        self.part["top_label"] = max(self.part["top_label"], source.label)
+        if image.why:
+            self.part["transcoded"][image.why] += 1
+        row = (source.id, source.label, image.width, image.height, image.jpeg)
+        self._pending.append(dict(zip(SCHEMA.names, row, strict=True)))
+        self.size += len(image.jpeg)
+        self.num_rows += 1
+        if len(self._pending) == GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA), row_group_size=GROUP_ROWS)
+        self._pending.clear()
+
+    def write(self, dest: Storage, name: str) -> dict[str, Any]:
+        """Write the file; what the manifest says of it."""
+        if self._pending:
+            self._flush()
+        self._writer.close()
+        content = self._out.getvalue()
+        dest.write(name, content)
+        return {"name": name, "num_rows": self.num_rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+Run = Callable[[Iterable[Task], Tell], Iterator[list[Part]]]
+
+
+def here(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
+    """One chunk after the other, in this process."""
+    for task in tasks:
+        yield task.run(tell)
+
+
+def on_ray(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
+    """Each chunk in a task of the cluster that this process is connected to; notes come as they are finished."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    remote = ray.remote(num_cpus=1)(Task.run)
+    waiting, flying = iter(tasks), set()  # type: ignore[var-annotated]
+    while True:
+        most = 2 * int(ray.cluster_resources().get("CPU", 1))  # asked every time: a cluster grows
+        flying |= {remote.remote(task) for task in itertools.islice(waiting, max(0, most - len(flying)))}
+        if not flying:
+            return
+        for ready in ray.wait(list(flying))[0]:
+            flying.remove(ready)
+            try:
+                parts = ray.get(ready)
+            except RayTaskError as error:
+                raise error.cause from None  # a user's mistake stays one
+            tell(sum(part["file"]["num_rows"] for part in parts if part["file"]) + sum(len(part["skipped"]) for part in parts))
+            yield parts
+
+
+def pays_on_ray(chunks: Sequence[Chunk]) -> bool:
+    """Whether a source is so large that several workers make its shards sooner, start of Ray included."""
+    workers = bool(os.environ.get("RAY_ADDRESS")) or (os.cpu_count() or 1) > 1
+    return workers and len(chunks) > 1 and sum(chunk.size for chunk in chunks) >= RAY_PAYS_BYTES
+
+
+def source_digest(chunks: Iterable[Chunk], classes: Sequence[str], change: Change) -> str:
+    """Names what a job makes, so that a finished or interrupted one is only continued from the same source and options."""
+    digest = hashlib.sha256(json.dumps([list(classes), change.named()]).encode())
+    for chunk in chunks:
+        digest.update(chunk.signature().encode())
+    return digest.hexdigest()
+
+
+def write_shards(
+    chunks: Sequence[Chunk],
+    classes: Sequence[str],
+    dest: Storage,
+    *,
+    change: Change | None = None,
+    run: Run = here,
+    tell: Tell | None = None,
+) -> Manifest:
+    """Put images into shards. Killed, it goes on after the finished files; the manifest comes last.
+
+    Args:
+        chunks: in the order that gives each row its place.
+        classes: names of the labels; without any they are named by their numbers.
+        dest: folder of the shards.
+        change: what is changed in all pictures.
+        run: :func:`here` or :func:`on_ray`.
+        tell: called with the number of images done since the last call; at first with those of an earlier job.
+
+    Raises:
+        UserError: the destination holds shards of another source or other options, or no image can be read.
+    """
+    change, tell = change or Change(), tell or (lambda _: None)
+    manifest = Manifest(classes=list(classes), source=source_digest(chunks, classes, change), changed=change.named())
+    other = "of another source, or made with other options; choose an empty folder or delete it"
+    if dest.exists(MANIFEST):
+        existing = read_manifest(dest)
+        if existing.source != manifest.source:
+            raise UserError(f"{dest.uri}: already holds shards {other}")
+        return existing
+    parts: dict[int, list[Part]] = {index: [] for index in range(len(chunks))}
+    for name in dest.list("parts"):
+        part = json.loads(dest.read(f"parts/{name}"))
+        if part["source"] != manifest.source:
+            raise UserError(f"{dest.uri}: holds unfinished shards {other}")
+        parts[part["chunk"]].append(part)
+    tell(sum(before[-1]["done"] for before in parts.values() if before))
+    tasks = [
+        Task(index, chunk, dest, manifest.source, change, FILE_BYTES, before[-1]["done"] if before else 0, len(before))
+        for (index, before), chunk in zip(parts.items(), chunks, strict=True)
+        if not before or not before[-1]["end"]
+    ]
+    for new in run(tasks, tell):
+        parts[new[0]["chunk"]] += new
+    _sum_up(manifest, [part for index in range(len(chunks)) for part in parts[index]])
+    dest.write(MANIFEST, manifest.to_json())
+    dest.delete("parts")
+    return manifest
+
+
+def _sum_up(manifest: Manifest, parts: Sequence[Part]) -> None:
+    """Fill a manifest with what the notes say.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    why: Counter[str] = Counter()
+    for part in parts:
+        manifest.files += [part["file"]] if part["file"] else []
+        manifest.skipped += part["skipped"]
+        why.update(part["transcoded"])
+    manifest.num_rows = sum(file["num_rows"] for file in manifest.files)
+    manifest.transcoded, manifest.transcoded_why = why.total(), dict(sorted(why.items()))
+    if manifest.num_rows == 0:
+        first = f"; the first is {manifest.skipped[0]['id']}: {manifest.skipped[0]['reason']}" if manifest.skipped else ""
+        raise UserError(f"none of {len(manifest.skipped)} images is readable{first}")
+    if not manifest.classes:
+        manifest.classes = [str(label) for label in range(max(part["top_label"] for part in parts) + 1)]
