@@ -31,7 +31,7 @@ def files_of(uri: str) -> tuple[Storage, dict[str, int]]:
         return place, place.find()
     special = _SPECIAL.search(uri)
     if special is None:
-        raise UserError(f"{uri}: no such folder")
+        raise UserError(f"{uri}: no such file or folder")
     fixed, slash, _ = uri[: special.start()].rpartition("/")
     folder = Storage(fixed + slash if fixed + slash else ".")
     if not folder.exists():

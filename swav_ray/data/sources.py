@@ -113,7 +113,10 @@ def listed_chunks(uri: str, named: Labels) -> tuple[list[Chunk], list[str]]:
     sources = []
     for address, (label, number) in sorted(labels.items()):
         where = f"{uri}, line {number}"
-        root, file = locate(address) if "://" in address or address.startswith("/") else (folder, address)
+        try:
+            root, file = locate(address) if "://" in address or address.startswith("/") else (folder, address)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         sources.append(Source(address, named.number(label, where), functools.partial(root.read, file)))
     size = _sampled_bytes(sources)
     most = sharding.FILE_BYTES * 9 // 10

@@ -157,13 +157,10 @@ def table_chunks(
 
 def _only_image(schema: pa.Schema, place: str) -> str:
     holding = [field.name for field in schema if _holds_bytes(field.type)]
-    if len(holding) != 1:
-        found = (
-            f"columns {' and '.join(holding)} hold bytes; say which"
-            if holding
-            else "no column holds bytes; if one does, say which"
-        )
-        raise UserError(f"{place}: {found} with --image COLUMN")
+    if not holding:
+        raise UserError(f"{place}: no column holds bytes of images; there are {', '.join(schema.names)}")
+    if len(holding) > 1:
+        raise UserError(f"{place}: columns {' and '.join(holding)} hold bytes; say which with --image COLUMN")
     return holding[0]
 
 

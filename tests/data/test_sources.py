@@ -88,7 +88,7 @@ def test_a_folder_without_images_is_one_clear_line(kind: str, tmp_path: Path) ->
         folder.mkdir()
     if kind == "no image":
         (folder / "notes.txt").write_text("none here")
-    expected = "no such folder" if kind == "missing" else r"holds no image \(\.bmp, "
+    expected = "no such file or folder" if kind == "missing" else r"holds no image \(\.bmp, "
     with pytest.raises(UserError, match=f"^{folder}: {expected}") as caught:
         folder_sources(str(folder))
     assert "\n" not in str(caught.value)
