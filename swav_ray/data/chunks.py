@@ -49,7 +49,7 @@ class Listed:
     def signature(self) -> str:
         digest = hashlib.sha256(str(self.size).encode())
         for source in self.sources:
-            digest.update(f"{source.id}\0{source.label}\n".encode(errors="surrogateescape"))
+            digest.update(f"{source.id}\0{source.label}\n".encode())
         return digest.hexdigest()
 
     def __iter__(self) -> Iterator[Source]:

@@ -7,123 +7,33 @@ and the content of every file, is a matter of the source alone: not of the numbe
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from swav_ray.data.chunks import Chunk, Source
-from swav_ray.data.decode import BadImageError
-from swav_ray.data.ingest import Change, ingest
-from swav_ray.data.shards import GROUP_ROWS, MANIFEST, SCHEMA, Manifest, read_manifest
+from swav_ray.data.chunk_task import Part, Task, Tell
+from swav_ray.data.chunks import Chunk
+from swav_ray.data.ingest import Change
+from swav_ray.data.shards import MANIFEST, Manifest, read_manifest
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 
 FILE_BYTES = 128 * 2**20
-RAY_PAYS_BYTES = 2**30  # of a source, from which on a Ray started for it alone has paid
-
-
-Part = dict[str, Any]  # the note a finished file leaves
-Tell = Callable[[int], None]  # called with the number of images put into shards since the last call
-
-
-@dataclass(frozen=True)
-class Task:
-    """One chunk to put into shards, from its ``done``-th image on; ``files`` of its files are there. Pickles."""
-
-    index: int
-    chunk: Chunk
-    dest: Storage
-    source: str
-    change: Change
-    file_bytes: int
-    done: int = 0
-    files: int = 0
-
-    def run(self, tell: Tell | None = None) -> list[Part]:
-        """Write what is left of the chunk; the notes of its new files."""
-        done, files = self.done, self.files
-        parts: list[Part] = []
-        rest = itertools.islice(iter(self.chunk), done, None)
-        while not parts or not parts[-1]["end"]:
-            rows = _File()
-            for source in rest:
-                done += 1
-                rows.add(source, self.change)
-                if tell is not None:
-                    tell(1)
-                if rows.size >= self.file_bytes:
-                    break
-            else:
-                rows.part["end"] = True
-            part = rows.part | {"chunk": self.index, "done": done, "source": self.source}
-            if rows.num_rows:
-                name = f"part-{self.index:05d}" + (f"_{files:03d}" if files else "")  # sorted by name, files are in order
-                part["file"] = rows.write(self.dest, f"{name}.parquet")
-            self.dest.write(f"parts/{self.index:05d}-{files:03d}.json", json.dumps(part).encode())
-            parts.append(part)
-            files += 1
-        return parts
-
-
-@dataclass
-class _File:
-    """The rows of a file, encoded as they come: a row group at a time is held twice."""
-
-    part: Part = field(
-        default_factory=lambda: {"file": None, "end": False, "skipped": [], "transcoded": Counter(), "top_label": -1}
-    )
-    size: int = 0
-    num_rows: int = 0
-
-    def __post_init__(self) -> None:
-        self._out, self._pending = io.BytesIO(), []  # type: ignore[var-annotated]
-        self._writer = pq.ParquetWriter(self._out, SCHEMA, compression="none", use_dictionary=False)
-
-    def add(self, source: Source, change: Change) -> None:
-        try:
-            image = ingest(source.read(), change)
-        except (BadImageError, FileNotFoundError, PermissionError) as error:  # a failing store stops the job instead
-            self.part["skipped"].append({"id": source.id, "reason": " ".join(str(error).split())})
-            return
-        self.part["top_label"] = max(self.part["top_label"], source.label)
-        if image.why:
-            self.part["transcoded"][image.why] += 1
-        row = (source.id, source.label, image.width, image.height, image.jpeg)
-        self._pending.append(dict(zip(SCHEMA.names, row, strict=True)))
-        self.size += len(image.jpeg)
-        self.num_rows += 1
-        if len(self._pending) == GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA), row_group_size=GROUP_ROWS)
-        self._pending.clear()
-
-    def write(self, dest: Storage, name: str) -> dict[str, Any]:
-        """Write the file; what the manifest says of it."""
-        if self._pending:
-            self._flush()
-        self._writer.close()
-        content = self._out.getvalue()
-        dest.write(name, content)
-        return {"name": name, "num_rows": self.num_rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+# A process with its threads ingests 60 MB/s a core, but for what holds Python's lock. Ray takes 10 s to start here, and
+# 5 s to start workers on a cluster: from these bytes of a source on it is quicker.
+CLUSTER_PAYS_BYTES, RAY_PAYS_BYTES, RAY_PAYS_CORES = 2**30, 2**33, 8
 
 
 Run = Callable[[Iterable[Task], Tell], Iterator[list[Part]]]
 
 
 def here(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
-    """One chunk after the other, in this process."""
+    """One chunk after the other, in this process, on all its cores."""
     for task in tasks:
-        yield task.run(tell)
+        yield replace(task, cores=os.cpu_count() or 1).run(tell)
 
 
 def on_ray(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
@@ -149,9 +59,11 @@ def on_ray(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
 
 
 def pays_on_ray(chunks: Sequence[Chunk]) -> bool:
-    """Whether a source is so large that several workers make its shards sooner, start of Ray included."""
-    workers = bool(os.environ.get("RAY_ADDRESS")) or (os.cpu_count() or 1) > 1
-    return workers and len(chunks) > 1 and sum(chunk.size for chunk in chunks) >= RAY_PAYS_BYTES
+    """Whether tasks of Ray make these shards sooner than this process, their start included."""
+    size = sum(chunk.size for chunk in chunks)
+    if os.environ.get("RAY_ADDRESS"):
+        return len(chunks) > 1 and size >= CLUSTER_PAYS_BYTES
+    return size >= RAY_PAYS_BYTES and (os.cpu_count() or 1) >= RAY_PAYS_CORES
 
 
 def source_digest(chunks: Iterable[Chunk], classes: Sequence[str], change: Change) -> str:

@@ -49,6 +49,9 @@ def find_chunks(
     root, files = files_of(uri)
     if without:
         files = {name: size for name, size in files.items() if not f"{root.uri}/{name}".startswith(f"{without}/")}
+    odd = next((name for name in sorted(files) if not _is_text(name)), None)
+    if odd is not None:
+        raise UserError(f"{root.uri}: the name {odd!r} is not UTF-8; rename the file")
     kinds = {
         "images": {name: size for name, size in files.items() if Path(name).suffix.lower() in IMAGE_ENDINGS},
         "tar files": {name: size for name, size in files.items() if name.lower().endswith(TAR_ENDINGS)},
@@ -79,6 +82,14 @@ def find_chunks(
         for name in sorted(names)
     ]
     return list(chunks_of(sources, names, most)), list(named.classes)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def listed_chunks(uri: str, named: Labels) -> tuple[list[Chunk], list[str]]:

@@ -85,7 +85,9 @@ def samples(root: Storage, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     try:
         with (
             root.arrow.open_input_stream(root.path(name), compression=None, buffer_size=READ_BYTES) as stream,
-            tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|*", bufsize=READ_BYTES, tarinfo=_Header) as tar,
+            tarfile.open(
+                fileobj=cast(IO[bytes], stream), mode="r|*", bufsize=READ_BYTES, tarinfo=_Header, errors="backslashreplace"
+            ) as tar,
         ):
             for member in tar:
                 folder, slash, file = member.name.removeprefix("./").rpartition("/")

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from swav_ray.data import sharding
+from swav_ray.data.chunk_task import READERS
 from swav_ray.data.chunks import Listed, Source
 from swav_ray.data.ingest import Change
-from swav_ray.data.sharding import here, on_ray, write_shards
-from swav_ray.data.shards import MANIFEST, read_manifest, verify
+from swav_ray.data.sharding import here, on_ray, pays_on_ray, write_shards
+from swav_ray.data.shards import MANIFEST, Shards, read_manifest, verify
 from swav_ray.data.sources import find_chunks
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
@@ -139,6 +142,58 @@ def test_changes_are_named_and_kept_by_a_resumed_job(images: Path, tmp_path: Pat
     assert read_manifest(Storage(str(tmp_path))) == write_shards(
         *find_chunks(str(images)), Storage(str(tmp_path)), change=change
     )
+
+
+@pytest.mark.parametrize(
+    ("chunks", "gib", "cluster", "cores", "pays"),
+    [
+        (9, 7.9, False, 64, False),
+        (9, 8, False, 64, True),
+        (9, 8, False, 4, False),
+        (9, 1, True, 1, True),
+        (9, 0.9, True, 64, False),
+        (1, 2, True, 64, False),  # one large tar is one task's work
+    ],
+)
+def test_ray_is_used_where_its_start_is_worth_it(
+    chunks: int, gib: float, cluster: bool, cores: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("RAY_ADDRESS", "auto" if cluster else "")
+    assert pays_on_ray([Listed([], int(gib * 2**30 / chunks) + 1)] * chunks) == pays
+
+
+class Meeting:
+    """Images that can only be read together: each waits until two more are being read."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(3, timeout=60)
+
+    def __call__(self) -> bytes:
+        self.barrier.wait()
+        return encode(picture(12, 10))
+
+
+def test_images_are_read_ahead_at_once_and_stay_in_order(tmp_path: Path) -> None:
+    """A store answers late: one image at a time, a task would wait for most of its life."""
+    meeting = Meeting()
+    chunk = Listed([Source(f"{row:03d}", row, meeting) for row in range(99)])
+    write_shards([chunk], [], Storage(str(tmp_path)), run=lambda tasks, tell: (task.run(tell) for task in tasks))
+    ids = [row["id"] for table in Shards(str(tmp_path)).iter_groups(["id"]) for row in table.to_pylist()]
+    assert ids == [f"{row:03d}" for row in range(99)]
+
+
+def test_no_more_is_read_ahead_than_a_little(tmp_path: Path) -> None:
+    """However many images a chunk has, few of them are held."""
+    read: list[int] = []
+
+    def reader(row: int) -> Callable[[], bytes]:
+        return lambda: (read.append(row), encode(picture(12, 10)))[1]
+
+    ahead: list[int] = []
+    chunk = Listed([Source(str(row), 0, reader(row)) for row in range(300)])
+    write_shards([chunk], [], Storage(str(tmp_path)), tell=lambda _: ahead.append(len(read) - len(ahead)))
+    assert max(ahead) <= 2 * READERS + 1
 
 
 def broken_label() -> bytes:

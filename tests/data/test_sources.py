@@ -94,6 +94,12 @@ def test_a_folder_without_images_is_one_clear_line(kind: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
+def test_a_name_that_no_id_can_hold_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "a\udcff.jpg").write_bytes(encode(picture(10, 8)))
+    with pytest.raises(UserError, match=r"the name 'a\\udcff\.jpg' is not UTF-8; rename the file$"):
+        folder_sources(str(tmp_path))
+
+
 def test_the_digits_are_4000_and_1000_of_all_classes_alike(digits: Digits) -> None:
     for uri, rows in ((digits.train, 4000), (digits.test, 1000)):
         shards = Shards(uri)

@@ -22,7 +22,7 @@ from tests.data.pictures import encode, picture
 
 def tar(members: dict[str, bytes], mode: str = "w") -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as file:
+    with tarfile.open(fileobj=out, mode=mode, errors="surrogateescape") as file:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -125,6 +125,10 @@ def test_what_webdataset_allows_in_a_tar(tmp_path: Path) -> None:
         "z.json": b'{"cls": "3"}',
     }
     assert one(tmp_path, members) == [("a.tar/n01/x", 4), ("a.tar/n02/x", 2), ("a.tar/y", -1), ("a.tar/z", 3)]
+
+
+def test_a_name_in_no_known_letters_is_an_id_nevertheless(tmp_path: Path) -> None:
+    assert one(tmp_path, {"a\udcff.jpg": JPEG}) == [("a.tar/a\\xff", -1)]
 
 
 def test_options_say_which_image_and_which_label(tmp_path: Path) -> None:
