@@ -43,7 +43,7 @@ def files_of(uri: str) -> tuple[Storage, dict[str, int]]:
     there, matched = folder.find(), set()
     for pattern in patterns:
         full = re.compile(glob_translate(pattern))
-        found = {name for name in there if name == pattern or full.match(name)}
+        found = {name for name in there if full.match(name)}
         if not found:
             raise UserError(f"{fixed + slash}{pattern}: no such file")
         matched |= found

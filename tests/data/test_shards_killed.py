@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from swav_ray.data import sharding
-from swav_ray.data.chunk_task import READERS
+from swav_ray.data.chunk_task import READERS, Part, Task, Tell
 from swav_ray.data.chunks import Listed, Source
 from swav_ray.data.ingest import Change
 from swav_ray.data.sharding import here, on_ray, pays_on_ray, write_shards
@@ -115,7 +116,16 @@ def test_finished_files_are_not_even_read_again(images: Path, tmp_path: Path, mo
     real = Storage.read
     monkeypatch.setattr(Storage, "read", lambda self, name: (read.append(name), real(self, name))[1])
     told: list[int] = []
-    write_shards(*find_chunks(str(images)), Storage(str(tmp_path)), tell=told.append)
+    begun: list[tuple[int, int]] = []
+
+    def watched(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
+        for task in tasks:
+            begun.append((task.index, task.done))
+            yield task.run(tell)
+
+    notes = [json.loads(path.read_bytes()) for path in (tmp_path / "parts").iterdir()]
+    write_shards(*find_chunks(str(images)), Storage(str(tmp_path)), run=watched, tell=told.append)
+    assert not {note["chunk"] for note in notes if note["end"]} & {index for index, _ in begun}
     pictures = [name for name in read if name.endswith(".jpg")]
     assert len(pictures) == ROWS - told[0] and told[0] >= 15
     assert sum(told) == ROWS
