@@ -35,9 +35,11 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from benchmarks.checkpoint import s3_server
 from benchmarks.input import pictures
 from swav_ray.config import Config, load_config
+from swav_ray.data.chunks import Listed, Source
 from swav_ray.data.multicrop import make_crops, ready
 from swav_ray.data.ray_tasks import tables
-from swav_ray.data.shards import Shards, Source, write_shards
+from swav_ray.data.sharding import write_shards
+from swav_ray.data.shards import Shards
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Position, Stream
 from swav_ray.train.feed import batches
@@ -230,7 +232,7 @@ def main() -> None:
         connect(cpus=args.cores)
         for place in places:
             dest = Storage(folder if place == "local" else f"{bucket}/shards")
-            write_shards(sources, [], dest)
+            write_shards([Listed(sources)], [], dest)
             line[place] = measure(dest.uri, args.cores, seconds, rounds)
     print(json.dumps(line))
 

@@ -59,31 +59,46 @@ def _root(
 
 @app.command()
 def shard(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="folder of images (subfolders are classes), or demo:digits")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="folder of images (subfolders are classes), of tar files (WebDataset) or Parquet files; a pattern such as "
+            "'s3://bucket/train-{000..127}.tar'; a .txt with an address a line, a tab and a label; or demo:digits",
+        ),
+    ],
     dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3:// of the shards")],
+    image: Annotated[str, typer.Option(metavar="NAME", help="Parquet column, or ending in tar files, of the images")] = "",
+    label: Annotated[str, typer.Option(metavar="NAME", help="Parquet column, or key of .json in tar files, of labels")] = "",
+    classes: Annotated[str, typer.Option(metavar="FILE", help="names of the classes, one a line")] = "",
+    max_side: Annotated[int, typer.Option(metavar="PIXELS", help="shrink larger pictures: this changes the data")] = 0,
+    quality: Annotated[int, typer.Option(metavar="1-100", help="encode all pictures anew: this changes the data")] = 0,
     check: Annotated[bool, typer.Option("--check", help="verify the checksums of the shards in DEST afterwards")] = False,
 ) -> None:
     """Turn images into Parquet shards. Interrupted, the same command goes on."""
-    from rich.progress import Progress
-
-    from swav_ray.data.shards import verify, write_shards
-    from swav_ray.data.sources import folder_sources, prepare_digits
+    from swav_ray.data.ingest import Change
+    from swav_ray.data.shards import verify
+    from swav_ray.data.sources import find_chunks, prepare_digits
     from swav_ray.data.storage import Storage
 
     folder = Storage(dest)
+    change = Change(max_side, quality)
     if source == "demo:digits":
+        if any((image, label, classes, max_side, quality)):
+            raise UserError("demo:digits takes no other option than --check")
         train, test = prepare_digits(folder)
         print(f"real digits: 4,000 for training in {train}, 1,000 for testing in {test}")
         folders = [Storage(train), Storage(test)]
     else:
-        sources, classes = folder_sources(source)
-        with Progress(transient=True) as progress:
-            task = progress.add_task("shards", total=len(sources))
-            done = write_shards(sources, classes, folder, progress=lambda count: progress.update(task, completed=count))
+        chunks, names = find_chunks(source, image=image, label=label, classes=classes, without=folder.uri)
+        done = _write(chunks, names, folder, change)
+        changed = f"; changed: {', '.join(f'{key} {value}' for key, value in done.changed.items())}" if done.changed else ""
         print(
             f"{done.num_rows:,} images in {len(done.files)} files, {len(done.classes)} classes, "
-            f"{done.transcoded:,} transcoded, {len(done.skipped):,} unreadable and skipped: {folder.uri}"
+            f"{done.transcoded:,} transcoded, {len(done.skipped):,} unreadable and skipped{changed}: {folder.uri}"
         )
+        for why, count in done.transcoded_why.items():
+            print(f"  transcoded {count:,}: {why}")
         for entry in done.skipped[:5]:
             print(f"  skipped {entry['id']}: {entry['reason']}")
         folders = [folder]
@@ -92,6 +107,25 @@ def shard(
         if wrong:
             raise UserError(f"{wrong[0]}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
         print("all checksums hold")
+
+
+def _write(chunks: Any, classes: list[str], folder: Any, change: Any) -> Any:
+    """The shards, with a bar; on Ray where that is quicker."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from swav_ray.data.sharding import here, on_ray, pays_on_ray, write_shards
+
+    run = here
+    if pays_on_ray(chunks):
+        from swav_ray.train.session import connect
+
+        connect()
+        run = on_ray
+    total = sum(chunk.count for chunk in chunks) if all(chunk.count for chunk in chunks) else None
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("images", total=total)
+        return write_shards(chunks, classes, folder, change=change, run=run, tell=lambda count: progress.advance(bar, count))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import swav_ray
 from swav_ray import cli
 from swav_ray.config import Config, load_config, recipe_names
+from tests.data.pictures import encode, picture
 
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
@@ -91,7 +92,7 @@ def test_options_of_the_documentation_are_there() -> None:
         "pretrain": ("--set", "--workers", "--name", "--storage"),
         "tune run": ("--set", "--trials", "--concurrency", "--dry-run"),
         "tune confirm": ("--set", "--concurrency"),
-        "shard": ("--check",),
+        "shard": ("--image", "--label", "--classes", "--max-side", "--quality", "--check"),
         "probe": ("--test",),
         "knn": ("--test", "--k"),
     }.items():
@@ -149,9 +150,16 @@ def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
         (["pretrain", "demo-digits", "--set", "data.train=none"], ["no manifest.json there, so no finished shards"]),
         (["pretrain", "demo-digits", "--storage", "gs://bucket/runs"], ["gs://bucket/runs", "only local folders and s3://"]),
         # shard
-        (["shard", "none", "out"], ["none: no such folder"]),
+        (["shard", "none", "out"], ["none: no such file or folder"]),
         (["shard", "empty", "out"], ["empty: holds no image"]),
         (["shard", "no_images", "out"], ["no_images: holds no image"]),
+        (["shard", "none/*.tar", "out"], ["none: no such folder"]),
+        (["shard", "none.txt", "out"], ["none.txt: no such file"]),
+        (["shard", "images", "out", "--max-side", "3"], ["--max-side 3: at least 8 pixels"]),
+        (["shard", "images", "out", "--quality", "101"], ["--quality 101: from 1 to 100"]),
+        (["shard", "images", "out", "--label", "breed"], ["--label: is for tar and Parquet files"]),
+        (["shard", "images", "out", "--classes", "none.txt"], ["--classes none.txt: no such text file"]),
+        (["shard", "demo:digits", "out", "--quality", "80"], ["demo:digits takes no other option than --check"]),
         (["shard", "empty", "s3://"], ["s3://: an s3:// address needs a bucket"]),
         (["shard", "empty", "ftp://host/out"], ["only local folders and s3:// are supported"]),
         # probe and knn
@@ -182,6 +190,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     for folder in ("empty", "no_images", "other_run", "new_run"):
         (tmp_path / folder).mkdir()
     (tmp_path / "no_images" / "note.txt").write_text("no image")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"any")
     (tmp_path / "other_run" / "config.yaml").write_text("epochs: 3\nunheard_of: 4\n")
     (tmp_path / "new_run" / "config.yaml").write_text(load_config(RECIPE).to_yaml())
     before = sorted(tmp_path.rglob("*"))
@@ -206,6 +216,26 @@ def test_an_interruption_says_how_to_go_on(call: Callable[..., Ended], monkeypat
 
 
 # --- what the commands pass on
+
+
+def test_shard_tells_what_it_made_and_how(call: Callable[..., Ended], tmp_path: Path) -> None:
+    for row in range(3):
+        (tmp_path / f"images/{'ab'[row % 2]}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"images/{'ab'[row % 2]}/{row}.jpg").write_bytes(encode(picture(40, 20, row)))
+    (tmp_path / "images/a/x.png").write_bytes(encode(picture(12, 10), "PNG"))
+    (tmp_path / "images/a/broken.jpg").write_bytes(b"broken")
+    ended = call("shard", "images", "out", "--check")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.split("\n")[-5:] == [
+        f"4 images in 1 files, 2 classes, 1 transcoded, 1 unreadable and skipped: {tmp_path}/out",
+        "  transcoded 1: PNG",
+        "  skipped a/broken.jpg: not an image",
+        "all checksums hold",
+        "",
+    ]
+    ended = call("shard", "images", "small", "--max-side", "20", "--quality", "70")
+    assert "4 transcoded, 1 unreadable and skipped; changed: max_side 20, quality 70:" in ended.out
+    assert_one_line(call("shard", "images", "out", "--max-side", "20"), "out: already holds shards of another source, or made")
 
 
 def test_a_dry_run_says_what_the_sweep_will_cost(call: Callable[..., Ended], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,14 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from swav_ray.data.decode import BadImageError, ingest
 from swav_ray.data.patience import patiently
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 
 FORMAT = 1
 GROUP_ROWS = 64
-FILE_BYTES = 128 * 2**20
 MANIFEST = "manifest.json"
 SCHEMA = pa.schema(
     [
@@ -39,15 +36,6 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """One image to put into shards; `read` gives its bytes."""
-
-    id: str
-    label: int
-    read: Any
-
-
 @dataclass
 class Manifest:
     """What a folder of shards holds."""
@@ -56,100 +44,15 @@ class Manifest:
     classes: list[str] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)  # name, num_rows, bytes, sha256
     transcoded: int = 0
+    transcoded_why: dict[str, int] = field(default_factory=dict)  # the same, by reason
+    changed: dict[str, int] = field(default_factory=dict)  # what was asked to be changed in the pictures: max_side, quality
     skipped: list[dict[str, str]] = field(default_factory=list)  # id, reason
-    source: str = ""  # digest of the source's ids
+    source: str = ""  # digest of the source's ids, and of what was changed
     group_rows: int = GROUP_ROWS
     format: int = FORMAT
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
-
-
-def source_digest(sources: Sequence[Source], classes: Sequence[str]) -> str:
-    """Names what a source holds, so that a finished or interrupted job is only continued from the same source."""
-    digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for source in sources:
-        digest.update(f"{source.id}\0{source.label}\n".encode())
-    return digest.hexdigest()
-
-
-def write_shards(sources: Sequence[Source], classes: Sequence[str], dest: Storage, *, progress: Any = None) -> Manifest:
-    """Put images into shards. Killed, it goes on after the last finished file; the manifest comes last.
-
-    Args:
-        sources: in the order that gives each row its place.
-        classes: names of the labels.
-        dest: folder of the shards.
-        progress: called with the number of images done so far.
-
-    Raises:
-        UserError: the destination holds shards of another source, or no image can be read.
-    """
-    manifest = Manifest(classes=list(classes), source=source_digest(sources, classes))
-    if dest.exists(MANIFEST):
-        existing = read_manifest(dest)
-        if existing.source != manifest.source:
-            raise UserError(f"{dest.uri}: already holds shards of another source; choose an empty folder or delete it")
-        return existing
-    done = 0
-    for name in dest.list("parts"):
-        part = json.loads(dest.read(f"parts/{name}"))
-        if part["source"] != manifest.source:
-            raise UserError(f"{dest.uri}: holds unfinished shards of another source; delete the folder or choose another")
-        done = part["done"]
-        manifest.files.append(part["file"])
-        manifest.skipped += part["skipped"]
-        manifest.transcoded += part["transcoded"]
-    while done < len(sources):
-        table, used, skipped, transcoded = _next_table(sources, done, progress)
-        done += used
-        manifest.skipped += skipped
-        manifest.transcoded += transcoded
-        if table.num_rows == 0:
-            continue
-        name = f"part-{len(manifest.files):05d}.parquet"
-        content = _parquet(table)
-        dest.write(name, content)
-        file = {"name": name, "num_rows": table.num_rows, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest.files.append(file)
-        part = {"file": file, "done": done, "skipped": skipped, "transcoded": transcoded, "source": manifest.source}
-        dest.write(f"parts/{name}.json", json.dumps(part).encode())
-    manifest.num_rows = sum(file["num_rows"] for file in manifest.files)
-    if manifest.num_rows == 0:
-        first = f"; the first is {manifest.skipped[0]['id']}: {manifest.skipped[0]['reason']}" if manifest.skipped else ""
-        raise UserError(f"none of {len(sources)} files is a readable image{first}")
-    dest.write(MANIFEST, manifest.to_json())
-    dest.delete("parts")
-    return manifest
-
-
-def _next_table(sources: Sequence[Source], start: int, progress: Any) -> tuple[pa.Table, int, list[dict[str, str]], int]:
-    """Images from ``start`` on until a file's worth is together."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    size, used, transcoded, skipped = 0, 0, 0, []
-    for source in sources[start:]:
-        used += 1
-        try:
-            image = ingest(source.read())
-        except (BadImageError, FileNotFoundError, PermissionError) as error:  # a failing store stops the job instead
-            skipped.append({"id": source.id, "reason": " ".join(str(error).split())})
-            continue
-        row = (source.id, source.label, image.width, image.height, image.jpeg)
-        for name, value in zip(SCHEMA.names, row, strict=True):
-            columns[name].append(value)
-        transcoded += image.transcoded
-        size += len(image.jpeg)
-        if progress is not None:
-            progress(start + used)
-        if size >= FILE_BYTES:
-            break
-    return pa.table(columns, schema=SCHEMA), used, skipped, transcoded
-
-
-def _parquet(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=GROUP_ROWS, compression="none", use_dictionary=False)
-    return out.getvalue()
 
 
 def read_manifest(folder: Storage) -> Manifest:

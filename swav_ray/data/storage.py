@@ -74,16 +74,19 @@ class Storage:
         return patiently(call, f"{self.uri}/{name}" if name else self.uri, writes=writes)
 
     def exists(self, name: str = "") -> bool:
+        return self.kind(name) != ""
+
+    def kind(self, name: str = "") -> str:
+        """``file`` or ``directory``; empty if there is none."""
         # Not fs.exists: it answers False when a bucket or a network file system does not answer.
         try:
-            self._patiently(name, lambda: self.fs.info(self.path(name)))
+            return str(self._patiently(name, lambda: self.fs.info(self.path(name)))["type"])
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return ""
         except PermissionError:
             if self.is_s3:
                 raise
-            return False
-        return True
+            return ""
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -93,6 +96,14 @@ class Storage:
         """
         path = self.path(name)
         return self._patiently(name, lambda: bytes(self.fs.cat_file(path)) if self.is_s3 else Path(path).read_bytes())
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        return int(self._patiently(name, lambda: self.fs.info(self.path(name)))["size"])
 
     def stamp(self, name: str) -> str:
         """What differs between two files that had this name one after the other; cheap beside reading it.
@@ -118,13 +129,15 @@ class Storage:
         else:
             self.write(name, local.read_bytes())
 
-    def find(self) -> list[str]:
-        """Names of all files below, of any depth, unsorted; links are followed, for data sets are often folders of them."""
+    def find(self) -> dict[str, int]:
+        """Names of all files below, of any depth, unsorted, with their bytes; links are followed, for data sets are often
+        folders of them."""
         if self.is_s3:
-            paths = self._patiently("", lambda: self.fs.find(self.root))
-            return [path[len(self.root) :].lstrip("/") for path in paths]
-        found = os.walk(self.root, followlinks=True)  # which fsspec does not
-        return [str((Path(folder) / file).relative_to(self.root)) for folder, _, files in found for file in files]
+            found = self._patiently("", lambda: self.fs.find(self.root, detail=True))
+            return {path[len(self.root) :].lstrip("/"): int(info["size"]) for path, info in found.items()}
+        walk = os.walk(self.root, followlinks=True)  # which fsspec does not
+        paths = (Path(folder) / file for folder, _, files in walk for file in files)
+        return {str(path.relative_to(self.root)): _local_bytes(path) for path in paths}
 
     def list(self, name: str = "") -> list[str]:
         """Names directly below a folder, sorted; none if it is not there. Hidden names are not listed."""
@@ -142,6 +155,13 @@ class Storage:
         path = glob.escape(self.path(name)) if self.is_s3 else self.path(name)
         with contextlib.suppress(FileNotFoundError):
             self._patiently(name, lambda: self.fs.rm(path, recursive=True))
+
+
+def _local_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nowhere: whoever reads it will say so
+        return 0
 
 
 def _write_local(target: Path, content: bytes) -> None:
@@ -167,3 +187,11 @@ def _write_local(target: Path, content: bytes) -> None:
 def absolute_uri(uri: str) -> str:
     """``uri`` as every process can use it: workers run in other folders, so local paths become absolute."""
     return uri if "://" in uri or uri.startswith("demo:") else str(Path(uri).expanduser().absolute())
+
+
+def locate(uri: str) -> tuple[Storage, str]:
+    """A file's folder, and its name there."""
+    folder, slash, name = uri.rpartition("/")
+    if "://" in uri and (folder.endswith(":/") or not name):
+        raise UserError(f"{uri}: names no file")
+    return Storage(folder + slash if folder + slash else "."), name

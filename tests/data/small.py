@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from swav_ray.config import Config, build_config
-from swav_ray.data import shards
-from swav_ray.data.shards import Manifest, Source
+from swav_ray.data import sharding
+from swav_ray.data.chunks import Listed, Source
+from swav_ray.data.shards import Manifest
 from swav_ray.data.storage import Storage
 from tests.data.pictures import encode, picture
 
@@ -40,8 +41,8 @@ def write_small_shards(folder: Path, rows: int = ROWS, rows_per_file: int = 90) 
     sources = small_sources(rows)
     mean = sum(len(source.read.content) for source in sources) / rows
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "FILE_BYTES", int(mean * rows_per_file))
-        return shards.write_shards(sources, ["a", "b", "c"], Storage(str(folder)))
+        patch.setattr(sharding, "FILE_BYTES", int(mean * rows_per_file))
+        return sharding.write_shards([Listed(sources)], ["a", "b", "c"], Storage(str(folder)))
 
 
 def small_config(train: str = "", **changes: Any) -> Config:

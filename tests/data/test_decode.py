@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swav_ray.data.decode import BadImageError, decode, ingest
+from swav_ray.data.decode import BadImageError, decode
+from swav_ray.data.ingest import ingest
 from tests.data.pictures import encode, opened, photo, picture
 
 JPEG_TOLERANCE = 5.0  # mean levels; a picture turned the wrong way differs by dozens

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from swav_ray.data.shards import MANIFEST, SCHEMA, Manifest, Shards, Source, read_manifest, verify, write_shards
+from swav_ray.data.chunks import Listed, Source
+from swav_ray.data.sharding import write_shards
+from swav_ray.data.shards import MANIFEST, SCHEMA, Manifest, Shards, read_manifest, verify
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from tests.data.pictures import encode, picture
@@ -69,7 +71,7 @@ def test_rows_per_group_is_what_the_files_hold(folder: Path) -> None:
 
 
 def test_files_of_whole_groups_have_no_empty_one(tmp_path: Path) -> None:
-    write_shards(small_sources(128), ["a", "b", "c"], Storage(str(tmp_path)))
+    write_shards([Listed(small_sources(128))], ["a", "b", "c"], Storage(str(tmp_path)))
     assert Shards(str(tmp_path)).rows_per_group.tolist() == [64, 64]
 
 
@@ -108,7 +110,7 @@ def test_unreadable_images_are_counted_with_their_reason(tmp_path: Path) -> None
     sources[40] = Source("cut", 0, Counting(encode(picture(64, 48))[:900]))
     sources[69] = Source("denied", 0, denied)
     sources[5] = Source("png", 2, Counting(encode(picture(12, 10), "PNG")))
-    manifest = write_shards(sources, ["a", "b", "c"], Storage(str(tmp_path)))
+    manifest = write_shards([Listed(sources)], ["a", "b", "c"], Storage(str(tmp_path)))
     assert [entry["id"] for entry in manifest.skipped] == ["empty", "cut", "denied"]
     assert manifest.skipped[0]["reason"] == "not an image"
     assert "truncated" in manifest.skipped[1]["reason"]
@@ -122,15 +124,15 @@ def test_unreadable_images_are_counted_with_their_reason(tmp_path: Path) -> None
 def test_verify_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    flipped = bytearray((tmp_path / "part-00001.parquet").read_bytes())
+    flipped = bytearray((tmp_path / "part-00000_001.parquet").read_bytes())
     flipped[len(flipped) // 2] ^= 1
-    (tmp_path / "part-00001.parquet").write_bytes(flipped)
-    (tmp_path / "part-00003.parquet").unlink()
+    (tmp_path / "part-00000_001.parquet").write_bytes(flipped)
+    (tmp_path / "part-00000_003.parquet").unlink()
     assert list(verify(Storage(str(tmp_path)))) == [
-        f"{tmp_path}/part-00001.parquet: checksum differs from the manifest",
-        f"{tmp_path}/part-00003.parquet: missing",
+        f"{tmp_path}/part-00000_001.parquet: checksum differs from the manifest",
+        f"{tmp_path}/part-00000_003.parquet: missing",
     ]
-    with pytest.raises(UserError, match=r"part-00003\.parquet: is in the manifest but not there"):
+    with pytest.raises(UserError, match=r"part-00000_003\.parquet: is in the manifest but not there"):
         list(Shards(str(tmp_path)).iter_groups(["id"]))
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swav_ray.data.chunks import Source
 from swav_ray.data.decode import decode
-from swav_ray.data.shards import Shards, Source, write_shards
-from swav_ray.data.sources import digits_sources, folder_sources, prepare_digits
+from swav_ray.data.sharding import write_shards
+from swav_ray.data.shards import Shards
+from swav_ray.data.sources import digits_sources, find_chunks, prepare_digits
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from tests.conftest import Digits
@@ -20,6 +22,11 @@ from tests.data.pictures import encode, picture
 def fill(folder: Storage, names: list[str]) -> None:
     for index, name in enumerate(names):
         folder.write(name, encode(picture(10, 8, index)))
+
+
+def folder_sources(uri: str) -> tuple[list[Source], list[str]]:
+    chunks, classes = find_chunks(uri)
+    return [source for chunk in chunks for source in chunk], classes
 
 
 def told(sources: list[Source]) -> list[tuple[str, int]]:
@@ -63,7 +70,7 @@ def test_images_of_a_flat_folder_have_no_label(tmp_path: Path) -> None:
     fill(Storage(str(tmp_path)), ["b.jpg", "a.jpg"])
     sources, classes = folder_sources(str(tmp_path))
     assert (told(sources), classes) == ([("a.jpg", -1), ("b.jpg", -1)], [])
-    write_shards(sources, classes, Storage(str(tmp_path / "shards")))
+    write_shards(find_chunks(str(tmp_path))[0], classes, Storage(str(tmp_path / "shards")))
     assert Shards(str(tmp_path / "shards")).read_group(0).column("label").to_pylist() == [-1, -1]
 
 
@@ -81,10 +88,16 @@ def test_a_folder_without_images_is_one_clear_line(kind: str, tmp_path: Path) ->
         folder.mkdir()
     if kind == "no image":
         (folder / "notes.txt").write_text("none here")
-    expected = "no such folder" if kind == "missing" else r"holds no image \(\.bmp, "
+    expected = "no such file or folder" if kind == "missing" else r"holds no image \(\.bmp, "
     with pytest.raises(UserError, match=f"^{folder}: {expected}") as caught:
         folder_sources(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_no_id_can_hold_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "a\udcff.jpg").write_bytes(encode(picture(10, 8)))
+    with pytest.raises(UserError, match=r"the name 'a\\udcff\.jpg' is not UTF-8; rename the file$"):
+        folder_sources(str(tmp_path))
 
 
 def test_the_digits_are_4000_and_1000_of_all_classes_alike(digits: Digits) -> None:

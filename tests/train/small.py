@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from swav_ray.config import Config, load_config
-from swav_ray.data.shards import write_shards
+from swav_ray.data.chunks import Listed
+from swav_ray.data.sharding import write_shards
 from swav_ray.data.sources import digits_sources
 from swav_ray.data.storage import Storage
 from swav_ray.swav.resnet import resnet
@@ -28,7 +29,7 @@ STEPS = EPOCHS * 9
 def small_shards(uri: str) -> str:
     """Shards of 330 digits of all classes."""
     sources, classes = digits_sources("train")
-    write_shards(sources[:: len(sources) // ROWS][:ROWS], classes, Storage(uri))
+    write_shards([Listed(sources[:: len(sources) // ROWS][:ROWS])], classes, Storage(uri))
     return uri
 
 
