@@ -69,8 +69,16 @@ def cut(ordered: Sequence[str], sizes: Mapping[str, int], most: int) -> list[lis
     return runs
 
 
+def scattered(name: str) -> bytes:
+    """Sorting by it is a random order, the same on every machine."""
+    return hashlib.blake2b(name.encode()).digest()
+
+
 def chunks_of(sources: Sequence[Source], sizes: Mapping[str, int], most: int) -> list[Listed]:
-    """Images in chunks of about ``most`` bytes."""
+    """Images in chunks of about ``most`` bytes, in an order that scatters folders and with them classes.
+
+    Training shuffles within windows of some row groups only; over shards that lie class by class a batch would hold few.
+    """
     of = {source.id: source for source in sources}
-    runs = cut([source.id for source in sources], sizes, most)
+    runs = cut(sorted(of, key=scattered), sizes, most)
     return [Listed([of[id] for id in run], sum(sizes[id] for id in run)) for run in runs]

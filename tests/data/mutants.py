@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from swav_ray.data.decode import BadImageError, ingest
+from swav_ray.data.decode import BadImageError
+from swav_ray.data.ingest import ingest
 from swav_ray.data.multicrop import make_crops, ready
 from tests.data.pictures import encode, photo, picture
 from tests.data.small import small_config

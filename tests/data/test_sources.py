@@ -30,7 +30,7 @@ def folder_sources(uri: str) -> tuple[list[Source], list[str]]:
 
 
 def told(sources: list[Source]) -> list[tuple[str, int]]:
-    return [(source.id, source.label) for source in sources]
+    return sorted((source.id, source.label) for source in sources)
 
 
 IMAGES = ["dog/2.jpg", "dog/1.JPEG", "cat/deep/3.png", "cat/a.webp", "eel/b.jpg"]
@@ -43,7 +43,7 @@ def test_subfolders_name_the_classes(where: str, tmp_path: Path, request: pytest
     sources, classes = folder_sources(folder.uri)
     assert classes == ["cat", "dog", "eel"]
     assert told(sources) == [("cat/a.webp", 0), ("cat/deep/3.png", 0), ("dog/1.JPEG", 1), ("dog/2.jpg", 1), ("eel/b.jpg", 2)]
-    assert sources[3].read() == folder.read("dog/2.jpg")
+    assert {source.id: source.read() for source in sources}["dog/2.jpg"] == folder.read("dog/2.jpg")
 
 
 def test_ids_do_not_depend_on_how_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +64,17 @@ def test_links_to_classes_and_images_are_followed(tmp_path: Path) -> None:
     sources, classes = folder_sources(str(tmp_path / "some"))
     assert classes == ["cat", "dog"]
     assert told(sources) == [("cat/a.webp", 0), ("dog/1.JPEG", 1), ("dog/2.jpg", 1)]
+
+
+def test_folders_lie_scattered_in_the_shards(tmp_path: Path) -> None:
+    """Or a batch of rows shuffled within a window would hold few of the classes."""
+    folder = Storage(str(tmp_path))
+    for label in range(20):
+        for number in range(20):
+            folder.write(f"{label:02d}/{number:02d}.jpg", b"")
+    labels = [source.label for source in folder_sources(str(tmp_path))[0]]
+    assert sorted(labels) == sorted(list(range(20)) * 20)
+    assert min(len(set(labels[first : first + 50])) for first in range(0, 400, 50)) > 13  # at random about 18
 
 
 def test_images_of_a_flat_folder_have_no_label(tmp_path: Path) -> None:
