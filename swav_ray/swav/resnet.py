@@ -9,9 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+ONEDNN_BLOCK = 16  # channels
+
+
+class _StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride: the pixels it looks at, then the convolution.
+
+    On CPUs oneDNN's own writes past its workspace in the backward pass of fewer channels than a block (oneDNN issue 6035):
+    wrong gradients, a crash or a hang, by chance.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return nn.functional.conv2d(input[..., ::rows, ::columns], self.weight)
+
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    kind = _StridedPointwise if size == 1 and stride > 1 and inputs < ONEDNN_BLOCK else nn.Conv2d
+    return kind(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):

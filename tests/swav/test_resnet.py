@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +60,33 @@ def test_features_widen_with_the_stem(arch: str, num_features: int, widen: int) 
         model = resnet(arch, base_width=64 * widen)
         assert model.num_features == num_features * widen
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, num_features * widen)
+
+
+NARROW = """
+import torch
+from swav_ray.swav.resnet import resnet
+
+torch.manual_seed(0)
+narrow, exact = (resnet("resnet10", base_width=WIDTH, stem="small") for _ in range(2))
+exact.load_state_dict(narrow.state_dict())
+narrow, exact = narrow.to(memory_format=torch.channels_last).layer2, exact.double().layer2
+for _ in range(4):
+    images = torch.randn(128, WIDTH, 56, 56).to(memory_format=torch.channels_last)
+    for net, pixels in ((narrow, images), (exact, images.double())):
+        net.zero_grad()
+        net(pixels).square().mean().backward()
+    for mine, true in zip(narrow.parameters(), exact.parameters()):
+        torch.testing.assert_close(mine.grad.double(), true.grad, rtol=1e-3, atol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_narrow_networks_train_right_on_a_cpu(width: int) -> None:
+    """In a process of its own: torch's own layer would end it (see `_StridedPointwise`)."""
+    code = NARROW.replace("WIDTH", str(width))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-2000:]
 
 
 def test_small_stem_keeps_the_resolution() -> None:
