@@ -2,9 +2,9 @@
 
     python -m benchmarks.end_to_end [--quick] [--cores 16] [--steps 60] [--crop-in worker|ray|both] [--set KEY=VALUE ...]
 
-Shards of generated pictures (500 x 375, about 98 KB), the published crops (2 of 224 px, 6 of 96 px), a ResNet-50 on the GPU if there is
-one, else (or with --quick) a small network on the CPU, which says only that the command works. One process trains; as many threads,
-or tasks of Ray Data, crop as there are cores. The first steps are not counted. The last line is JSON.
+Shards of generated pictures (500 x 375, about 98 KB), the published crops (2 of 224 px, 6 of 96 px), a ResNet-50 on the GPU if
+there is one, else (or with --quick) a small network on the CPU, which says only that the command works. One process trains; as many
+threads, or tasks of Ray Data, crop as there are cores. The first steps are not counted. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -90,11 +90,8 @@ def main() -> None:
     found: dict[str, Any] = {"device": name, "cores": args.cores}
     with tempfile.TemporaryDirectory() as folder:
         count = 1024 if args.quick else 8192
-        write_shards(
-            [Listed([Source(f"{n:06d}", -1, lambda n=n: contents[n % len(contents)]) for n in range(count)])],
-            [],
-            Storage(folder),
-        )
+        sources = [Source(f"{n:06d}", -1, lambda n=n: contents[n % len(contents)]) for n in range(count)]
+        write_shards([Listed(sources)], [], Storage(folder))
         for where in ("worker", "ray") if args.crop_in == "both" else (args.crop_in,):
             config = load_config(
                 "imagenet-200ep-bs256",
@@ -116,9 +113,8 @@ def main() -> None:
 
                 connect(cpus=args.cores)
             found[where] = {key: round(value, 4) for key, value in measure(config, steps, device).items()}
-            print(
-                f"crop_in {where}: {found[where]['images_per_s']:.0f} pictures/s, waits for data {found[where]['data_wait_share']:.1%} of the time"
-            )
+            seen = found[where]
+            print(f"{where}: {seen['images_per_s']:.0f} pictures/s, waits for data {seen['data_wait_share']:.1%} of the time")
     print(json.dumps(found))
 
 
