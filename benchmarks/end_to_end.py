@@ -3,8 +3,8 @@
     python -m benchmarks.end_to_end [--quick] [--cores 16] [--steps 60] [--crop-in worker|ray|both] [--set KEY=VALUE ...]
 
 Shards of generated pictures (500 x 375, about 98 KB), the published crops (2 of 224 px, 6 of 96 px), a ResNet-50 on the GPU if
-there is one, else (or with --quick) a small network on the CPU, which says only that the command works. One process trains; as many
-threads, or tasks of Ray Data, crop as there are cores. The first steps are not counted. The last line is JSON.
+there is one, else (or with --quick) a small network on the CPU, which says only that the command works. One process trains; as
+many threads, or tasks of Ray Data, crop as there are cores. The first steps are not counted. The last line is JSON.
 """
 
 from __future__ import annotations
