@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,43 +19,56 @@ if TYPE_CHECKING:
     from swav_ray.data.stream import Block, Span, Stream
 
 READERS = 2  # spans read at a time; a reader waits most of the time, and holds no processor
-ROWS_PER_TASK = 128  # cropped by one task; its start and the store's book-keeping cost some milliseconds
+ROWS_PER_TASK = 128  # cropped by one task at most: its start and the book-keeping of what it makes cost some milliseconds
+ROWS_AHEAD = 2048  # dealt at a time at most, and held by a reader as JPEGs
 
 
-def ray_iterators(stream: Stream, spans: list[Span], world_size: int) -> list[ray.data.DataIterator]:
-    """Read and crop ``spans`` on the cluster, dealt to ``world_size`` workers block by block."""
+def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int) -> list[ray.data.DataIterator]:
+    """Read and crop ``spans`` on the cluster, dealt to ``world_size`` workers block by block.
+
+    Args:
+        spans: each with the number of blocks dealt before it.
+    """
     import ray.data
 
-    together = max(1, ROWS_PER_TASK // stream.config.data.block_rows)
-
     def read(batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
-        for span in batch["span"]:
-            for blocks in chunks(stream.read(pickle.loads(span)), together):
+        for cell in batch["span"]:
+            span, dealt = pickle.loads(cell)
+            for blocks in hands(stream, span, dealt, world_size):
                 yield {"blocks": [pickle.dumps(blocks, protocol=5)]}
 
     def crop(batch: dict[str, Any]) -> Iterator[pa.Table]:
         for cell in batch["blocks"]:
-            for block in pickle.loads(cell):
-                yield to_table(stream.crop(block))
+            yield to_table([stream.crop(block) for block in pickle.loads(cell)])
 
-    dataset = ray.data.from_items([{"span": pickle.dumps(span)} for span in spans], override_num_blocks=len(spans))
-    # One of our blocks is one row and one block of Ray's: each is dealt whole, and Ray's splitter, which gives the next
-    # block to the worker with the fewest rows, deals strictly in turn.
+    dataset = ray.data.from_items([{"span": pickle.dumps(each)} for each in spans], override_num_blocks=len(spans))
+    # Some blocks of one worker, perhaps none, are one row and one block of Ray's: each is dealt whole, and Ray's splitter,
+    # which gives the next block to the worker with the fewest rows, deals strictly in turn.
     dataset.context.target_max_block_size = 1
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    # Different CPU shares keep Ray from fusing the two, so that the blocks of one read are cropped in parallel.
+    # Different CPU shares keep Ray from fusing the two, so that what one task reads is cropped in parallel.
     readers = ray.data.TaskPoolStrategy(size=READERS)
     cropped = dataset.map_batches(read, batch_size=1, num_cpus=0, compute=readers).map_batches(crop, batch_size=1, num_cpus=1)
     return list(cropped.streaming_split(world_size, equal=False))
 
 
-def to_table(block: Block) -> pa.Table:
-    """A cropped block as one row. The crops stay where they are until Ray copies them into its store, once."""
-    shapes = [group.shape for group in block.crops]
-    head = pickle.dumps((replace(block, jpegs=[], crops=[]), shapes))
-    columns: dict[str, pa.Array] = {"head": pa.array([head], type=pa.large_binary())}
-    for number, group in enumerate(block.crops):
+def hands(stream: Stream, span: Span, dealt: int, world_size: int) -> Iterator[list[Block]]:
+    """The blocks of a span, some of one worker at a time, the workers in turn; ``dealt`` blocks were dealt before it."""
+    rows = stream.config.data.block_rows
+    each = max(1, min(ROWS_PER_TASK // rows, ROWS_AHEAD // (rows * world_size)))
+    for blocks in chunks(stream.read(span), each * world_size):
+        for rank in range(world_size):
+            yield blocks[(rank - dealt) % world_size :: world_size]
+        dealt += len(blocks)
+
+
+def to_table(blocks: Sequence[Block]) -> pa.Table:
+    """Cropped blocks as one row. The crops stay where they are until Ray copies them into its store, once."""
+    groups = [group for block in blocks for group in block.crops]
+    heads = [(replace(block, jpegs=[], crops=[]), [group.shape for group in block.crops]) for block in blocks]
+    columns: dict[str, pa.Array] = {"heads": pa.array([pickle.dumps(heads)], type=pa.large_binary())}
+    for number, group in enumerate(groups):
         ends = pa.py_buffer(np.array([0, group.nbytes], dtype=np.int64))
         columns[f"crops{number}"] = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(group)])
     return pa.table(columns)
@@ -63,9 +77,10 @@ def to_table(block: Block) -> pa.Table:
 def from_table(table: pa.Table) -> Iterator[Block]:
     """The blocks of :func:`to_table`; their crops are views of the table's memory."""
     for row in range(table.num_rows):
-        head, shapes = pickle.loads(table["head"][row].as_buffer())
-        flat = (np.frombuffer(table[f"crops{number}"][row].as_buffer(), dtype=np.uint8) for number in range(len(shapes)))
-        yield replace(head, crops=[group.reshape(shape) for group, shape in zip(flat, shapes, strict=True)])
+        number = itertools.count()
+        for head, shapes in pickle.loads(table["heads"][row].as_buffer()):
+            flat = [np.frombuffer(table[f"crops{next(number)}"][row].as_buffer(), dtype=np.uint8) for _ in shapes]
+            yield replace(head, crops=[group.reshape(shape) for group, shape in zip(flat, shapes, strict=True)])
 
 
 def tables(leg: ray.data.DataIterator) -> Iterator[Any]:

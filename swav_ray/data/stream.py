@@ -175,12 +175,8 @@ class Stream:
 
     def on_ray(self, start: Position, world_size: int) -> Iterator[list[ray.data.DataIterator]]:
         """For each leg of the run, one Ray Data iterator a worker; take a leg when the one before is used up."""
-        dealt = 0
-        for leg in chunks(self._short_spans(start, world_size), SPANS_PER_LEG):
-            iterators = ray_iterators(self, leg, world_size)
-            # Ray deals every leg from its first iterator on; the worker whose turn it is takes that one.
-            yield [iterators[(rank - dealt) % world_size] for rank in range(world_size)]
-            dealt += sum(len(span.steps.block_ends(step)) for span in leg for step in range(span.first, span.last))
+        for leg in chunks(self._dealt(start, world_size), SPANS_PER_LEG):
+            yield ray_iterators(self, leg, world_size)
 
     def batches_of(self, start: Position, legs: Iterable[Iterable[Any]], rank: int, world_size: int) -> Generator[Batch]:
         """One worker's batches from the :func:`tables` of its iterators of :meth:`on_ray`."""
@@ -191,6 +187,13 @@ class Stream:
                     yield from from_table(table)
 
         return iter_ahead(self._batches(start, blocks(), rank, world_size))
+
+    def _dealt(self, start: Position, world_size: int) -> Iterator[tuple[Span, int]]:
+        """:meth:`_short_spans`, each with the number of blocks that were dealt before it."""
+        dealt = 0
+        for span in self._short_spans(start, world_size):
+            yield span, dealt
+            dealt += sum(len(span.steps.block_ends(step)) for step in range(span.first, span.last))
 
     def _short_spans(self, start: Position, world_size: int) -> Iterator[Span]:
         """:meth:`spans_from` in pieces of about `WINDOWS_PER_SPAN` windows of rows."""

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swav_ray.data import ray_tasks
 from swav_ray.data import stream as stream_module
 from swav_ray.data.ahead import in_threads
-from swav_ray.data.ray_tasks import tables, to_table
+from swav_ray.data.ray_tasks import hands, tables, to_table
 from swav_ray.data.shards import Shards
 from swav_ray.data.stream import Batch, Block, Position, Span, Stream
 from tests.data.small import ROWS, small_config, write_small_shards
@@ -221,16 +222,17 @@ def test_a_span_reads_its_own_rows_only(uri: str, monkeypatch: pytest.MonkeyPatc
 class FakeIterator:
     """One worker's share of a leg, as Ray Data hands it over."""
 
-    def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
+    def __init__(self, hands: list[list[Block]]) -> None:
+        self.hands = hands
 
     def iter_batches(self, **_: object) -> Iterator[pa.Table]:
-        yield from map(to_table, self.blocks)
+        yield from map(to_table, self.hands)
 
 
-def deal(stream: Stream, spans: list[Span], world_size: int) -> list[FakeIterator]:
-    blocks = [stream.crop(block) for span in spans for block in stream.read(span)]
-    return [FakeIterator(blocks[rank::world_size]) for rank in range(world_size)]
+def deal(stream: Stream, spans: list[tuple[Span, int]], world_size: int) -> list[FakeIterator]:
+    dealt = [hand for span, before in spans for hand in hands(stream, span, before, world_size)]
+    cropped = [[stream.crop(block) for block in hand] for hand in dealt]
+    return [FakeIterator(cropped[rank::world_size]) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -248,10 +250,14 @@ def test_legs_and_spans_of_an_epoch_that_was_cut_anew(uri: str, world_size: int,
         assert sum(b.global_rows for b in got) == 2 * ROWS - start.row
 
 
+@pytest.mark.parametrize("rows_per_task", [1, 12, 128])
 @pytest.mark.parametrize("spans_per_leg", [1, 3, 100])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_legs_and_spans_change_nothing(uri: str, world_size: int, spans_per_leg: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_legs_and_spans_change_nothing(
+    uri: str, world_size: int, spans_per_leg: int, rows_per_task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Spans end amid windows, legs amid epochs, and a leg's blocks are no multiple of the workers."""
+    monkeypatch.setattr(ray_tasks, "ROWS_PER_TASK", rows_per_task)
     monkeypatch.setattr(stream_module, "WINDOWS_PER_SPAN", 1)
     monkeypatch.setattr(stream_module, "SPANS_PER_LEG", spans_per_leg)
     monkeypatch.setattr(stream_module, "ray_iterators", deal)
@@ -284,9 +290,9 @@ def swapped(blocks: list[Block]) -> list[Block]:
 def test_a_block_out_of_step_is_refused(uri: str, damage: Callable[[list[Block]], list[Block]]) -> None:
     stream = WithoutCrops(small_config(uri, epochs=1))
     blocks = [stream.crop(block) for block in stream.read(Span(0, stream.steps, 0, 9))]
-    assert len(list(stream.batches_of(Position(), [tables(FakeIterator(blocks))], 0, 1))) == 9
+    assert len(list(stream.batches_of(Position(), [tables(FakeIterator([blocks]))], 0, 1))) == 9
     with pytest.raises(RuntimeError, match="the data stream is out of step: expected"):
-        list(stream.batches_of(Position(), [tables(FakeIterator(damage(blocks)))], 0, 1))
+        list(stream.batches_of(Position(), [tables(FakeIterator([damage(blocks)]))], 0, 1))
 
 
 # The reading thread.
