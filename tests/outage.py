@@ -2,17 +2,41 @@
 
     with s3_proxy.outage(2.0):           # from here on every connection is reset, new ones are refused
         storage.read("x")                # ... and two seconds later it answers again
+    with s3_proxy.flaky(0.05, seed=1) as struck:  # one request in twenty meets a fault; `struck` counts them by kind
 
-Nothing in it knows HTTP, but for `answer`, which gives the next requests of one kind a reply of the test's own.
+Nothing in it knows HTTP, but for `answer`, which gives the next requests of one kind a reply of the test's own, and `flaky`.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
+import random
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+
+
+def reply(status: int, code: str = "", body: bytes | None = None, length: int | None = None) -> bytes:
+    """An HTTP response, of S3's error document by default."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode() if body is None else body
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: {length or len(body)}"
+    return head.encode() + b"\r\n\r\n" + body
+
+
+METHODS = (b"GET ", b"PUT ", b"HEAD ", b"POST ", b"DELETE ")
+FAULTS: dict[str, bytes | None] = {  # what a flaky store does instead of answering, or amid its answer
+    "500": reply(500, "InternalError"),
+    "503": reply(503, "ServiceUnavailable"),
+    "throttled": reply(503, "SlowDown"),
+    "429": reply(429, "TooManyRequests"),
+    "reset": None,
+    "stall": None,  # no answer, and the connection stays open
+    "body cut short": None,
+    "body stalls": None,
+}
 
 
 class Proxy:
@@ -27,6 +51,9 @@ class Proxy:
         self._canned: list[tuple[bytes, bytes | None]] = []  # what a request begins with, and the reply
         self._hold: tuple[int, Callable[[], None]] | None = None  # upload bytes to let through, then whom to call
         self._sent = 0
+        self._chance: Callable[[], str | None] = lambda: None  # the fault of the next request
+        self._struck = collections.Counter[str]()
+        self._spoiled: dict[socket.socket, str] = {}  # clients whose answer's body is to end early
         self._listener: socket.socket | None = None
         self.port = 0
         self.restore()
@@ -86,6 +113,23 @@ class Proxy:
         with self._lock:
             self._canned += [(begins, reply) for reply in replies]
 
+    @contextlib.contextmanager
+    def flaky(self, share: float, seed: int) -> Iterator[collections.Counter[str]]:
+        """That share of all requests meets a fault, each of `FAULTS` in turn; yields how often each struck."""
+        random_, kinds, struck = random.Random(seed), itertools.cycle(FAULTS), collections.Counter[str]()
+
+        def chance() -> str | None:
+            return next(kinds) if random_.random() < share else None
+
+        with self._lock:
+            self._chance, self._struck = chance, struck
+        try:
+            yield struck
+        finally:
+            with self._lock:
+                self._chance = lambda: None
+                self._spoiled.clear()
+
     def hold(self, after_bytes: int, then: Callable[[], None]) -> None:
         """Let so many more bytes of requests through, then none, and call ``then``."""
         with self._lock:
@@ -117,10 +161,12 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, upward: bool) -> None:
         try:
             while data := source.recv(1 << 18):
-                if upward and (self._answered(source, data) or self._held(len(data))):
+                if upward and (self._answered(source, data) or self._struck_by_chance(source, data) or self._held(len(data))):
                     return
                 if not upward:
                     self.received += len(data)
+                    if self._spoils(sink, data):
+                        return
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
@@ -137,13 +183,41 @@ class Proxy:
         if reply is None:
             _reset(client)
         else:
-            with contextlib.suppress(OSError):
-                client.sendall(reply)
-                client.shutdown(socket.SHUT_WR)
-                while client.recv(1 << 18):  # closing with something unread would reset, and the reply be lost
-                    pass
-            client.close()
+            _say(client, reply)
         return True
+
+    def _struck_by_chance(self, client: socket.socket, data: bytes) -> bool:
+        if not data.startswith(METHODS):
+            return False
+        with self._lock:
+            fault = self._chance()
+            if fault is None:
+                self._spoiled.pop(client, None)  # its last answer had no body
+                return False
+            if fault.startswith("body"):
+                self._spoiled[client] = fault
+                return False
+            self._struck[fault] += 1
+        if FAULTS[fault] is not None:
+            _say(client, FAULTS[fault])
+        elif fault == "stall":
+            _wait_until_left(client)
+        else:
+            _reset(client)
+        return True
+
+    def _spoils(self, client: socket.socket, data: bytes) -> bool:
+        """Let half of a body through, if it is this client's turn; then close the connection, or fall silent."""
+        begin = data.find(b"\r\n\r\n") + 4 if data.startswith(b"HTTP/") else 0
+        with self._lock:
+            if client not in self._spoiled or begin == len(data):
+                return False
+            fault = self._spoiled.pop(client)
+            self._struck[fault] += 1
+        client.sendall(data[: begin + (len(data) - begin) // 2])
+        if fault == "body cut short":
+            client.shutdown(socket.SHUT_WR)
+        return True  # who is silent leaves the connection open until the client does
 
     def _held(self, size: int) -> bool:
         with self._lock:
@@ -153,6 +227,20 @@ class Proxy:
             then = self._hold[1]
         then()
         return True
+
+
+def _say(client: socket.socket, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        client.sendall(content)
+        client.shutdown(socket.SHUT_WR)
+        _wait_until_left(client)  # closing with something unread would reset, and the reply be lost
+
+
+def _wait_until_left(client: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while client.recv(1 << 18):
+            pass
+    client.close()
 
 
 def _reset(connection: socket.socket) -> None:

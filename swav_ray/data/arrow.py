@@ -98,9 +98,15 @@ class _Reader(io.RawIOBase):
         end = self._size if size is None or size < 0 else min(self._place + size, self._size)
         if end <= self._place:
             return b""
-        content = patiently(lambda: self._fs.cat_file(self._path, start=self._place, end=end), f"s3://{self._path}")
+        content = patiently(lambda: self._range(self._place, end), f"s3://{self._path}")
         self._place += len(content)
-        return bytes(content)
+        return content
+
+    def _range(self, start: int, end: int) -> bytes:
+        content = bytes(self._fs.cat_file(self._path, start=start, end=end))
+        if len(content) != end - start:  # some gateways cut an answer short and call it whole
+            raise ConnectionError(f"{len(content)} of {end - start} bytes came")
+        return content
 
     def readinto(self, buffer: Any) -> int:
         content = self.read(len(buffer))

@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 100_000_000  # a picture larger than this is a mistake or an attack
+# A picture larger than this is a mistake or an attack. Decoding one that Pillow must decode takes 0.9 GB and a second or two.
+MAX_PIXELS = 100_000_000
+MAX_PIXELS_PER_BYTE = 1024  # a JPEG spends a bit on each block of 8 x 8 pixels of each colour; more is a header that lies
+MAX_PASSES = 10**10  # pixels times scans of a JPEG: some seconds; each scan goes over all pixels, and ten bytes can be one
+STRIP = 512  # lines
+REFUSED = (ValueError, KeyError)  # by simplejpeg; KeyError: of a sampling it has no name for, as 4:4:1
 
 
 class BadImageError(Exception):
@@ -23,31 +28,43 @@ def decode(content: bytes) -> Image.Image:
     """The RGB picture of image bytes, fully decoded.
 
     Raises:
-        BadImageError: truncated, not an image, or larger than 100 million pixels.
+        BadImageError: truncated, not an image, larger than 100 million pixels, or a bomb.
     """
     with _one_error():
-        image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImageError(f"{image.width} x {image.height} pixels is more than {MAX_PIXELS:,}")
-        return image.convert("RGB")
+        image: Image.Image = Image.open(io.BytesIO(content))
+        _check(content, image.height, image.width)
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB
+
+
+def _check(content: bytes, height: int, width: int) -> None:
+    """Refuse what its header says would take too much memory or time, or cannot be true; nothing is decoded."""
+    pixels = height * width
+    if pixels > MAX_PIXELS:
+        raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS:,}")
+    if content.startswith(b"\xff\xd8"):
+        if pixels > MAX_PIXELS_PER_BYTE * len(content):
+            raise BadImageError(f"{width} x {height} pixels is more than a JPEG of {len(content):,} bytes can hold")
+        # Counting takes time too: only where that many would fit.
+        if pixels * len(content) > 10 * MAX_PASSES and pixels * (scans := content.count(b"\xff\xda")) > MAX_PASSES:
+            raise BadImageError(f"{width} x {height} pixels in {scans:,} scans would take too long")
 
 
 def size_of(content: bytes) -> tuple[int, int]:
     """Height and width in pixels, from the header alone.
 
     Raises:
-        BadImageError: not an image, or larger than 100 million pixels.
+        BadImageError: not an image, larger than 100 million pixels, or a bomb.
     """
     import simplejpeg
 
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError:  # no JPEG, or an odd one: Pillow decides
+    except REFUSED:  # no JPEG, or an odd one: Pillow decides
         with _one_error():
             image = Image.open(io.BytesIO(content))
             height, width = image.height, image.width
-    if height * width > MAX_PIXELS:
-        raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS:,}")
+    _check(content, height, width)
     return height, width
 
 
@@ -66,12 +83,14 @@ def decode_into(room: NDArray[np.uint8], content: bytes, height: int, width: int
         if simplejpeg.decode_jpeg_header(content)[2] in ("Gray", "YCbCr", "RGB"):
             simplejpeg.decode_jpeg(content, "RGB", buffer=room)
             return
-    except ValueError:
+    except REFUSED:
         pass
-    pixels = np.asarray(decode(content))
-    if pixels.shape[:2] != (height, width):
-        raise BadImageError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels where its header says {width} x {height}")
-    room[: pixels.size] = pixels.reshape(-1)
+    image = decode(content)
+    if image.size != (width, height):
+        raise BadImageError(f"{image.width} x {image.height} pixels where its header says {width} x {height}")
+    pixels = room[: height * width * 3].reshape(height, width, 3)
+    for top in range(0, height, STRIP):  # of a whole picture numpy's copy takes three times its memory
+        pixels[top : top + STRIP] = np.asarray(image.crop((0, top, width, min(top + STRIP, height))))
 
 
 @contextmanager

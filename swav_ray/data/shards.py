@@ -203,7 +203,11 @@ class Shards:
             raise UserError(f"{self.folder.uri}/{name}: is in the manifest but not there; make the shards again") from None
 
     def read_group(self, group: int, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
-        """The rows of one row group."""
+        """The rows of one row group.
+
+        Raises:
+            UserError: its file is missing or damaged. A picture that is damaged within its bytes is for who decodes it.
+        """
         index = int(np.searchsorted(self._group_ends, group, side="right"))
         first = int(self._group_ends[index - 1]) if index else 0
 
@@ -214,7 +218,16 @@ class Shards:
                 self._file.cache_clear()  # a stale handle of a network file system heals only by opening the file anew
                 raise
 
-        return patiently(read, f"{self.folder.uri}/{self.manifest.files[index]['name']}")
+        address = f"{self.folder.uri}/{self.manifest.files[index]['name']}"
+        try:
+            return patiently(read, address)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                raise  # the file system's answer, not the Parquet reader's
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"{address}: damaged ({reason}); make the shards again (`swav-ray shard SRC DEST --check` finds all that are)"
+            ) from None
 
     def read_rows(self, pairs: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Rows ``(n, 2)`` of (group, row) in the order given, each group read once."""

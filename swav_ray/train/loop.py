@@ -26,6 +26,7 @@ from swav_ray.swav.batch_norm import sync_batch_norm
 from swav_ray.swav.collapse import CollapseWatch, judge
 from swav_ray.swav.feature_queue import FeatureQueue, cut_queue, gather_queue, usable_queue_length
 from swav_ray.swav.optim import warmup_cosine
+from swav_ray.train.bad_images import BadImages
 from swav_ray.train.build import build_model, build_optimizer, init_prototypes
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import Faults
@@ -89,7 +90,7 @@ class Training:
         self.log = MetricsLog(run, self.step) if world.rank == 0 else None
         self._pending: list[dict[str, Any]] = []  # steps whose loss is still on the device
         self._pending_losses: list[Tensor] = []
-        self._bad_in_epoch = 0.0
+        self.bad_images = BadImages(config, run, world, self.log, self.position.epoch)
         self._unwell_since: float | None = self.log.last.get("unwell_since") if self.log is not None else None
         self._saved_step, self._saved_time = self.step, time.monotonic()
         self._tick = time.monotonic()
@@ -163,7 +164,7 @@ class Training:
         self.watch.update(seen.embeddings_ABD, seen.scores_ABK, c.temperature)
         self.step += 1
         self.position = batch.next
-        self._bad_in_epoch += len(batch.bad)
+        self.bad_images.meet(batch, self.step)
         self._pending_losses.append(seen.loss)
         row: dict[str, Any] = {"step": self.step, "epoch": batch.epoch, "rows": batch.global_rows}
         row |= {"lr": lr, "workers": world.size}
@@ -206,9 +207,9 @@ class Training:
 
     def _flush(self) -> dict[str, Any] | None:
         """Read the losses since the last flush, write their lines, judge the run; the last line on rank 0."""
-        bad_here = torch.tensor(self._bad_in_epoch, device=self.world.device, dtype=self.dtype)
-        values = torch.stack([*self._pending_losses, bad_here])
-        *losses, bad = self.world.sum(values).tolist()
+        counts = torch.tensor(self.bad_images.counts(), device=self.world.device, dtype=self.dtype)
+        *losses, bad, new = self.world.sum(torch.cat([torch.stack(self._pending_losses), counts])).tolist()
+        self.bad_images.settle(int(new))
         rows, self._pending, self._pending_losses = self._pending, [], []
         for row, loss in zip(rows, losses, strict=True):
             row["loss"] = loss
@@ -229,18 +230,13 @@ class Training:
                 self.log.write(row)
             self.log.flush()
             self.report(rows[-1] | {"steps": self.total_steps})
-        limit = self.config.data.max_bad_fraction * self.stream.plan.num_rows
-        if bad > limit:
-            raise UserError(
-                f"{self.config.data.train}: {int(bad)} unreadable images in epoch {rows[-1]['epoch']}, more than "
-                f"data.max_bad_fraction {self.config.data.max_bad_fraction} allows; mend the shards or raise it"
-            )
+        self.bad_images.check(int(bad), self.stream.plan.num_rows, rows[-1]["epoch"])
         if verdict.state == "diverged":
             raise UserError(f"the loss is {losses[-1]} at step {self.step}: {verdict.advice}")
         return rows[-1] if self.log is not None else None
 
     def _end_of_epoch(self, epochs_done: int, last: dict[str, Any]) -> dict[str, Any]:
-        self._bad_in_epoch = 0.0
+        self.bad_images.end_epoch()
         probe = self.config.probe
         due = epochs_done == self.config.epochs or epochs_done in probe.at_epochs
         found: dict[str, Any] = {"epochs_done": epochs_done}

@@ -1,11 +1,13 @@
 """Metrics of a run: one JSON line a step, TensorBoard beside it, and only of steps that count.
 
 After a restart the lines of steps that are done again are removed, so `metrics.jsonl` is always the one surviving history.
+Beside it `bad_images.jsonl` lists the unreadable images met so far, each once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -15,12 +17,14 @@ from typing import Any
 from swav_ray.data.storage import Storage
 
 FILE = "metrics.jsonl"
+BAD_IMAGES = "bad_images.jsonl"
+LISTED_AT_MOST = 100_000  # bad images; more are counted only
 
 
-def read_metrics(run: Storage) -> list[dict[str, Any]]:
+def read_metrics(run: Storage, name: str = FILE) -> list[dict[str, Any]]:
     """All lines of a run, oldest first; none if it has not begun."""
     try:
-        lines = run.read(FILE).decode().splitlines()
+        lines = run.read(name).decode().splitlines()
     except FileNotFoundError:
         return []
     rows = []
@@ -41,6 +45,7 @@ class MetricsLog:
 
     Attributes:
         last: the last line kept that says how the run is (`verdict`); empty in a new run.
+        bad_images: reasons by id, in the order they were met; of earlier lives of the run too.
     """
 
     def __init__(self, run: Storage, step: int) -> None:
@@ -53,6 +58,10 @@ class MetricsLog:
         self._path = self._scratch / FILE
         Storage(str(self._scratch)).write(FILE, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")
+        listed = read_metrics(run, BAD_IMAGES)  # a bad image stays bad: those of steps that are done again are kept
+        self.bad_images: dict[str, str] = {image["id"]: image["reason"] for image in listed}
+        if listed:
+            Storage(str(self._scratch)).write(BAD_IMAGES, "".join(json.dumps(image) + "\n" for image in listed).encode())
         self._problem: OSError | None = None
         self._board = SummaryWriter(str(self._scratch / "tensorboard"), purge_step=step + 1)
 
@@ -63,6 +72,16 @@ class MetricsLog:
             for key, value in row.items():
                 if isinstance(value, int | float) and key != "step":
                     self._board.add_scalar(key, value, row["step"])
+
+    def list_bad(self, images: list[dict[str, Any]]) -> None:
+        """Add unreadable images (each with `id` and `reason`) that are not listed yet to the list."""
+        new = {image["id"]: image for image in images if image["id"] not in self.bad_images}
+        new = dict(itertools.islice(new.items(), LISTED_AT_MOST - len(self.bad_images)))
+        if not new:
+            return
+        self.bad_images |= {key: image["reason"] for key, image in new.items()}
+        with self._noting(), (self._scratch / BAD_IMAGES).open("a") as file:
+            file.write("".join(json.dumps(image) + "\n" for image in new.values()))
 
     def flush(self) -> None:
         """Make what was written visible to readers of the folder."""
@@ -86,6 +105,8 @@ class MetricsLog:
         if self.run.is_s3:
             self._board.flush()
             self.run.put(self._path, FILE)
+            if self.bad_images:
+                self.run.put(self._scratch / BAD_IMAGES, BAD_IMAGES)
             for file in (self._scratch / "tensorboard").iterdir():
                 self.run.put(file, f"tensorboard/{file.name}")
 

@@ -20,17 +20,10 @@ from swav_ray.data import patience, storage
 from swav_ray.data.shards import SCHEMA, Shards
 from swav_ray.data.storage import Storage
 from swav_ray.errors import StorageAwayError, UserError
-from tests.outage import Proxy
+from tests.outage import Proxy, reply
 from tests.train.small import small_shards
 
 SECONDS = pytest.mark.parametrize("seconds", [0.7, pytest.param(60.0, marks=pytest.mark.chaos)])
-
-
-def reply(status: int, code: str = "", body: bytes | None = None, length: int | None = None) -> bytes:
-    """An HTTP response, of S3's error document by default."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode() if body is None else body
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: {length or len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from swav_ray.data.ray_tasks import tables
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
 from tests.data.small import small_config, write_small_shards
+from tests.outage import Proxy
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")]
 
@@ -32,7 +33,7 @@ def _small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "SPANS_PER_LEG", 3)
 
 
-def on_ray(stream: Stream, start: Position, world_size: int) -> list[list[Batch]]:
+def on_ray(stream: Stream, start: Position, world_size: int, timeout: float = 120) -> list[list[Batch]]:
     """The batches of every worker, each in a thread of its own; all wait for each other at every step, as in training."""
     legs = list(stream.on_ray(start, world_size))
     step_done = threading.Barrier(world_size)
@@ -41,7 +42,7 @@ def on_ray(stream: Stream, start: Position, world_size: int) -> list[list[Batch]
         batches = []
         for batch in stream.batches_of(start, (tables(leg[rank]) for leg in legs), rank, world_size):
             batches.append(batch)
-            step_done.wait(timeout=120)
+            step_done.wait(timeout=timeout)
         return batches
 
     with ThreadPoolExecutor(world_size) as pool:
@@ -88,6 +89,22 @@ def test_two_workers_from_s3(folder: Path, s3: str) -> None:
     here = Stream(small_config(str(folder)))
     for rank, got in enumerate(on_ray(remote, start, 2)):
         assert_same(got, list(here.local(start, rank, 2)))
+
+
+@pytest.mark.chaos
+def test_two_workers_from_a_flaky_s3(folder: Path, s3: str, s3_proxy: Proxy) -> None:
+    """One request in twenty fails in some way, and for a minute all do; the tasks' processes have their usual settings."""
+    dest = Storage(s3) / "flaky-stream"
+    for path in folder.iterdir():
+        dest.put(path, path.name)
+    epochs = 12
+    here = Stream(small_config(str(folder), epochs=epochs))
+    with s3_proxy.flaky(0.05, seed=31) as struck, s3_proxy.outage(60) as back:
+        for rank, got in enumerate(on_ray(Stream(small_config(dest.uri, epochs=epochs)), Position(), 2, timeout=400)):
+            assert_same(got, list(here.local(Position(), rank, 2)))
+        assert back.is_set()
+    print(dict(struck))
+    assert sum(struck.values()) > 5
 
 
 def test_ray_s_own_settings_are_left_alone(folder: Path) -> None:
