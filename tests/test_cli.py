@@ -21,7 +21,7 @@ from swav_ray.config import Config, load_config, recipe_names
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn")
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "share", "receive")
 
 
 class Ended(NamedTuple):

@@ -11,7 +11,6 @@ import json
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,24 +50,26 @@ def pack(source: str, folder: Path) -> Bundle:
         return _zip(name, about, paths, folder / "bundle.zip")
 
 
-def _zip(name: str, about: dict[str, Any], paths: Iterable[Path], target: Path) -> Bundle:
+def _zip(name: str, about: dict[str, Any], paths: list[Path], target: Path) -> Bundle:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:80] or "bundle"
-    files: dict[str, dict[str, Any]] = {}
+    sizes = {path.name: path.stat().st_size for path in paths}
+    if sum(sizes.values()) > MOST_BYTES:
+        raise UserError(f"{', '.join(sizes)}: too large, a bundle holds {MOST_BYTES / 2**30:.1f} GiB")
+    for path in paths:
+        check_content(path)
+    digests: dict[str, str] = {}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
         for path in paths:
-            check_content(path)
-            size = path.stat().st_size
-            if sum(entry["bytes"] for entry in files.values()) + size > MOST_BYTES:
-                raise UserError(f"{path.name}: too large, a bundle holds {MOST_BYTES / 2**30:.0f} GiB")
             digest = hashlib.sha256()
             with path.open("rb") as file, archive.open(zipfile.ZipInfo(path.name), "w") as member:
                 while chunk := file.read(CHUNK):
                     digest.update(chunk)
                     member.write(chunk)
-            files[path.name] = {"bytes": size, "sha256": digest.hexdigest()}
+            digests[path.name] = digest.hexdigest()
+        files = {name: {"bytes": size, "sha256": digests[name]} for name, size in sizes.items()}
         manifest = {"format": FORMAT, "name": name, "swav_ray": __version__, **about, "files": files}
         archive.writestr(zipfile.ZipInfo(MANIFEST), json.dumps(manifest, indent=1))
-    return Bundle(target, name, {name: entry["bytes"] for name, entry in files.items()})
+    return Bundle(target, name, sizes)
 
 
 def _of_file(source: str, place: Storage, scratch: Path) -> tuple[str, dict[str, Any], list[Path]]:
@@ -99,7 +100,7 @@ def _of_run(source: str, run: Storage, scratch: Path) -> tuple[str, dict[str, An
 def shareable(config: Config) -> Config:
     """The configuration without addresses: where data and runs lie is nobody else's business, and may hold credentials."""
     data = config.data.model_copy(update={"train": "", "test": ""})
-    return config.model_copy(update={"storage": Config().storage, "data": data})
+    return config.model_copy(update={"storage": Config.model_fields["storage"].default, "data": data})
 
 
 def _weights(source: str, run: Storage, config: Config, scratch: Path) -> dict[str, Any]:
@@ -115,10 +116,9 @@ def _weights(source: str, run: Storage, config: Config, scratch: Path) -> dict[s
     for key, tensor in state["model"].items():
         part = "backbone" if key.startswith("backbone.") else "head"
         parts[part][key.removeprefix("backbone.")] = tensor.contiguous()
-    about = {"format": "pt", "arch": config.backbone.arch, "step": str(manifest["step"])}
     for part, tensors in parts.items():
-        save_file(tensors, scratch / f"{part}.safetensors", metadata=about)
-    return {"step": manifest["step"], "epochs_done": state["epoch"]}
+        save_file(tensors, scratch / f"{part}.safetensors", metadata={"format": "pt"})  # one: several come in any order
+    return {"arch": config.backbone.arch, "step": manifest["step"], "epochs_done": state["epoch"]}
 
 
 def _metrics(run: Storage, scratch: Path) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def read_service(text: str, what: str = "--to") -> str:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    # The last: characters that a browser would rewrite, so that the salt of a password differed.
-    odd = parts.username or parts.query or parts.fragment or not re.fullmatch(r"[\w.~/:\[\]-]*", text[8:].strip(), re.ASCII)
-    if parts.scheme not in _PORTS or not parts.hostname or odd:
+    # No user, query or fragment, and nothing a browser would write otherwise, so that the salt of a password differed.
+    plain = re.fullmatch(r"[\w.~/:\[\]-]+", text.strip(), re.ASCII)
+    if parts.scheme not in _PORTS or not parts.hostname or not plain:
         raise UserError(f"{what}: not the plain address of a Send server, such as https://send.example")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     netloc = host if port in (None, _PORTS[parts.scheme]) else f"{host}:{port}"

@@ -249,7 +249,6 @@ def _reason(error: BaseException) -> str:
         chain += [cause for cause in below if isinstance(cause, BaseException) and cause not in chain]
         if isinstance(one, ssl.SSLError) and isinstance(getattr(one, "reason", None), str):
             return f"TLS failed ({one.reason})"
-    known = [one for one in chain if isinstance(one, OSError) and one.strerror]
-    if not known:
-        return "the connection was lost"
-    return os.strerror(known[-1].errno) if (known[-1].errno or 0) > 0 else str(known[-1].strerror)
+    known = [(one.errno or 0, one.strerror) for one in chain if isinstance(one, OSError) and one.strerror]
+    code, words = known[-1] if known else (0, "the connection was lost")
+    return os.strerror(code) if code > 0 else str(words)
