@@ -146,7 +146,7 @@ class Send:
             limits = ffsend.requests.get(self.service + "config").json()["LIMITS"]
         if code == 413:
             size = limits.get("MAX_FILE_SIZE")
-            return "too large" + (f", it takes {size / 2**20:,.0f} MiB" if isinstance(size, int | float) else "")
+            return "too large" + (f", it takes {size / 2**20:,.1f} MiB" if isinstance(size, int | float) else "")
         if code == 401:
             return "it takes files from users with an account only"
         if code == 400:

@@ -85,6 +85,14 @@ def overlapping() -> bytes:
     return bytes(data)
 
 
+def zip64() -> bytes:
+    """The directory's size stands once more, in a record that readers of large zips believe instead."""
+    data = make(GOOD)
+    *_, entries, size, offset, _ = struct.unpack("<4s4H2LH", data[-22:])
+    more = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, size, offset)
+    return data[:-22] + more + struct.pack("<4sLQL", b"PK\6\7", 0, len(data) - 22, 1) + data[-22:]
+
+
 def lying_directory(claimed: int) -> bytes:
     data = bytearray(make(GOOD))
     data[-10:-6] = struct.pack("<I", claimed)
@@ -108,6 +116,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "overlapping": (overlapping, "claim .* bytes, the whole file has|Overlapped"),
     "thousands of members": (lambda: make({f"{n}.txt": b"" for n in range(65)}), "it has 66 members"),
     "a directory of a gigabyte": (lambda: lying_directory(2**30), "its directory is larger"),
+    "a second size of the directory": (zip64, "its directory is larger"),
     "a directory of many entries": (lambda: make({f"{n}.txt": b"" for n in range(3000)}), "its directory is larger"),
     "absolute name": (lambda: make({"/tmp/evil.txt": b"x"}), "not plain"),
     "parent name": (lambda: make({"../evil.txt": b"x"}), "not plain"),
