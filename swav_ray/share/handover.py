@@ -63,7 +63,7 @@ def hand_over(
         try:
             if password is not None:
                 send.set_password(link, token, password)
-            tokens.keep(link, token, expires)
+            tokens.keep(link, service, token, expires)
         except BaseException:
             with contextlib.suppress(UserError):
                 send.delete(link, token)
@@ -123,8 +123,8 @@ def revoke(text: str) -> Link:
         UserError: not shared from here, or the server does not delete it.
     """
     link = read_link(text, with_key=False)
-    token = tokens.token_of(link)
-    Send(link.service).delete(link, token)
+    service, token = tokens.token_of(link)
+    Send(service).delete(link, token)
     tokens.forget(link)
     return link
 

@@ -31,8 +31,11 @@ def folder() -> Path:
     return place
 
 
-def keep(link: Link, token: str, expires: float) -> None:
+def keep(link: Link, service: str, token: str, expires: float) -> None:
     """Remember the token of a share until it expires (seconds since 1970); those of expired shares are forgotten.
+
+    Args:
+        service: the address it was uploaded to, for the server may name another one in its links.
 
     Raises:
         UserError: it cannot be written.
@@ -42,7 +45,7 @@ def keep(link: Link, token: str, expires: float) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if json.loads(old.read_text())["expires"] < time.time():
                 old.unlink()
-    content = {"service": link.service, "id": link.id, "owner_token": token, "expires": expires}
+    content = {"service": service, "id": link.id, "owner_token": token, "expires": expires}
     path = place / _name(link)
     try:
         path.unlink(missing_ok=True)
@@ -52,14 +55,15 @@ def keep(link: Link, token: str, expires: float) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}; set XDG_STATE_HOME to a folder that can") from None
 
 
-def token_of(link: Link) -> str:
-    """The token of a share of this user on this machine.
+def token_of(link: Link) -> tuple[str, str]:
+    """Server and token of a share of this user on this machine.
 
     Raises:
         UserError: there is none.
     """
     try:
-        return str(json.loads((folder() / _name(link)).read_text())["owner_token"])
+        kept = json.loads((folder() / _name(link)).read_text())
+        return str(kept["service"]), str(kept["owner_token"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{link}: not shared from here by this user, or expired; only the machine that shared it can revoke it"

@@ -45,6 +45,7 @@ class SendServer:
     Attributes:
         now: its clock, in seconds; advance it to let files expire.
         max_bytes: of an encrypted file.
+        public: the address it names in links, if not its own.
         accounts_only: anonymous uploads are refused.
         cut_upload_after, cut_download_after: bytes after which the connection is dropped; None: never.
         silent: paths (beginnings) that are never answered.
@@ -58,6 +59,7 @@ class SendServer:
         self.files: dict[str, Entry] = {}
         self.now = 0.0
         self.max_bytes = 2**31
+        self.public = ""
         self.accounts_only = False
         self.cut_upload_after: int | None = None
         self.cut_download_after: int | None = None
@@ -133,7 +135,7 @@ class SendServer:
             await socket.close()
             return socket
         name, entry = self._new(hello["fileMetadata"], hello["authorization"], dlimit, seconds)
-        await socket.send_json({"url": f"{self.url}download/{name}/", "ownerToken": entry.owner, "id": name})
+        await socket.send_json({"url": f"{self.public or self.url}download/{name}/", "ownerToken": entry.owner, "id": name})
         size, ended = 0, False
         with entry.path.open("wb") as file:
             async for message in socket:

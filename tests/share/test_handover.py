@@ -113,6 +113,14 @@ def test_exhausted_expired_and_revoked_files_are_gone(server, weights):
         revoke(shared.whole())
 
 
+def test_a_server_may_name_itself_by_another_address(server, weights):
+    server.public = "https://public.invalid/"
+    shared = hand_over(str(weights), server.url, password="x")
+    assert str(shared.link) == f"https://public.invalid/download/{shared.link.id}/"
+    revoke(str(shared.link))
+    assert not server.files
+
+
 def test_owner_tokens_are_for_their_user_only_and_go_when_they_expire(server, weights, tmp_path, monkeypatch):
     link = hand_over(str(weights), server.url, seconds=3600).link
     folder = tmp_path / "state" / "swav-ray" / "shares"
