@@ -22,7 +22,7 @@ from tests.data.pictures import encode, picture
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn")
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "share", "receive")
 
 
 class Ended(NamedTuple):

@@ -129,6 +129,18 @@ class Storage:
         else:
             self.write(name, local.read_bytes())
 
+    def fetch(self, name: str, folder: Path) -> Path:
+        """A local file with what stands there: itself where it is local, else a copy in ``folder``, streamed.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if not self.is_s3:
+            return Path(self.path(name))
+        copy = folder / name.rpartition("/")[-1]
+        self._patiently(name, lambda: self.fs.get_file(self.path(name), str(copy)))
+        return copy
+
     def find(self) -> dict[str, int]:
         """Names of all files below, of any depth, unsorted, with their bytes; links are followed, for data sets are often
         folders of them."""
