@@ -243,28 +243,50 @@ def _budget(space: Any) -> str:
     return " or ".join(f"{amount:g} {name}" for name, amount in parts.items() if amount is not None)
 
 
+WeightsArgument = Annotated[
+    str, typer.Argument(metavar="RUN|FILE", help="a run, an export or a file of weights; local or s3://")
+]
+TestOption = Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")]
+TrainOption = Annotated[str | None, typer.Option(help="shards the classifier learns from instead of the run's training data")]
+SizeOption = Annotated[
+    int | None, typer.Option(help="of the images, px a side; else as trained, 224 for a file that does not say")
+]
+
+
 @app.command()
-def probe(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or s3:// of a run")],
-    test: Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")] = None,
-) -> None:
-    """Score a run's backbone: linear classifier on its frozen features, on the test data."""
+def probe(run: WeightsArgument, test: TestOption = None, train: TrainOption = None, size: SizeOption = None) -> None:
+    """Score a backbone: linear classifier on its frozen features, on the test data."""
     from swav_ray.train.scoring import score_run
 
-    for line in score_run(run, "probe", test):
+    for line in score_run(run, "probe", test, train=train, size=size):
         print(line)
 
 
 @app.command()
 def knn(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="folder or s3:// of a run")],
-    test: Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")] = None,
+    run: WeightsArgument,
+    test: TestOption = None,
+    train: TrainOption = None,
+    size: SizeOption = None,
     k: Annotated[int, typer.Option(help="neighbours")] = 20,
 ) -> None:
-    """Score a run's backbone: weighted nearest neighbours on its frozen features, on the test data."""
+    """Score a backbone: weighted nearest neighbours on its frozen features, on the test data."""
     if k < 1:
         raise UserError(f"--k {k}: at least one neighbour must vote")
     from swav_ray.train.scoring import score_run
 
-    for line in score_run(run, "knn", test, k=k):
+    for line in score_run(run, "knn", test, train=train, size=size, k=k):
         print(line)
+
+
+@app.command()
+def export(
+    run: WeightsArgument,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3:// of the export")],
+    format: Annotated[str, typer.Option("--format", help="torchvision, timm, safetensors, onnx or detectron2")] = "safetensors",
+) -> None:
+    """Write a backbone as another library opens it, with a model card."""
+    from swav_ray.export import export as write
+
+    for address in write(run, dest, format):
+        print(_short(address))

@@ -21,7 +21,7 @@ from swav_ray.config import Config, load_config, recipe_names
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn")
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "export")
 
 
 class Ended(NamedTuple):
@@ -92,8 +92,9 @@ def test_options_of_the_documentation_are_there() -> None:
         "tune run": ("--set", "--trials", "--concurrency", "--dry-run"),
         "tune confirm": ("--set", "--concurrency"),
         "shard": ("--check",),
-        "probe": ("--test",),
-        "knn": ("--test", "--k"),
+        "probe": ("--test", "--train", "--size"),
+        "knn": ("--test", "--train", "--size", "--k"),
+        "export": ("--format",),
     }.items():
         shown = runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
         assert all(option in shown for option in options)
@@ -162,6 +163,15 @@ def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
         (["knn", "empty"], ["empty: not a run (it has no config.yaml)"]),
         (["knn", "empty", "--k", "0"], ["--k 0: at least one neighbour must vote"]),
         (["probe", "gs://bucket/run"], ["only local folders and s3:// are supported"]),
+        (
+            ["probe", "no_images/note.txt"],
+            ["note.txt: is no file of weights; known are safetensors and what torch.save writes"],
+        ),
+        # export
+        (["export", "empty", "out"], ["empty: not a run (it has no config.yaml)"]),
+        (["export", "new_run", "out"], ["new_run: has no complete checkpoint yet"]),
+        (["export", "new_run", "other_run"], ["other_run: is a run; export to a folder of its own"]),
+        (["export", "new_run", "out", "--format", "tim"], ["--format tim: not known (did you mean 'timm'?); formats are"]),
         # tune
         (["tune", "none.yaml"], ["none.yaml: no such file"]),
         (["tune", "empty"], ["empty: cannot be read"]),
