@@ -28,11 +28,12 @@ TERMS = (
 METHOD = "SwAV (arXiv [2006.09882](https://arxiv.org/abs/2006.09882)): image features learnt without labels"
 
 
-def card_of(run: Storage, usage: str = "") -> str:
+def card_of(run: Storage, usage: str = "", library: str = "swav-ray") -> str:
     """The card of a run with a complete checkpoint.
 
     Args:
         usage: Markdown that says how the weights beside the card are opened.
+        library: that a hub shall offer to open them with.
 
     Raises:
         UserError: no run there, or none with a complete checkpoint.
@@ -52,23 +53,26 @@ def card_of(run: Storage, usage: str = "") -> str:
         "Licence": TERMS,
     }
     name = _word(config.name) or "swav-ray"
-    return _page(name, f"{METHOD}; a {_arch(config)}.", sections, _results(name, config, figures))
+    return _page(name, library, f"{METHOD}; a {_arch(config)}.", sections, _results(name, config, figures))
 
 
-def card_of_weights(source: str, usage: str = "") -> str:
+def card_of_weights(source: str, view: View, usage: str = "", library: str = "swav-ray") -> str:
     """The card of weights that came as a file, of which no more is known than its name."""
     name = _name_of(source)
     terms = "As of the file they came from. The published SwAV weights are under CC BY-NC 4.0: not for commercial use."
     about = f"Converted by swav-ray {__version__}; how they were trained is not known here."
     return _page(
-        name, f"The trunk of `{name}`, a ResNet without its classifier.", {"Use": usage, "Origin": about, "Licence": terms}
+        name,
+        library,
+        f"The trunk of `{name}`, a ResNet without its classifier.",
+        {"Use": _use(view, usage), "Origin": about, "Licence": terms},
     )
 
 
-def _page(name: str, summary: str, sections: dict[str, str], results: list[dict[str, Any]] | None = None) -> str:
+def _page(name: str, library: str, summary: str, sections: dict[str, str], results: list[dict[str, Any]] | None = None) -> str:
     front: dict[str, Any] = {
         "license": "unknown",
-        "library_name": "swav-ray",
+        "library_name": library,
         "pipeline_tag": "image-feature-extraction",
         "tags": ["swav", "self-supervised-learning", "resnet", "swav-ray"],
     }
@@ -110,7 +114,7 @@ def _results(name: str, config: Config, figures: dict[str, Any]) -> list[dict[st
         {
             "type": "accuracy",
             "value": round(figures[f"{key}/top1"], 4),
-            "name": f"{what}, ± {figures[f'{key}/top1_stderr']:.4f}",
+            "name": f"{what}, standard error {figures[f'{key}/top1_stderr']:.4f}",
         }
         for key, what in kinds
         if f"{key}/top1" in figures
@@ -131,7 +135,7 @@ def _about_data(config: Config, data: Manifest | None, rows: list[dict[str, Any]
     if data is None:
         return f"Shards `{name}`, which could not be read when this card was written."
     labels = f"{len(data.classes):,} classes (labels not used)" if data.classes else "no labels"
-    lines = [f"Shards `{name}`: {data.num_rows:,} images in {len(data.files):,} files, {labels}."]
+    lines = [f"Shards `{name}`: {data.num_rows:,} images, {labels}."]
     if data.skipped or data.transcoded:
         lines.append(
             f"Of the source, {len(data.skipped):,} unreadable images were left out and {data.transcoded:,} transcoded."

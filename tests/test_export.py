@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from swav_ray import load_backbone
 from swav_ray.errors import UserError
 from swav_ray.export import export
-from swav_ray.export.formats import FORMATS
+from swav_ray.export.formats import FORMATS, misfit
 from swav_ray.swav.resnet import resnet
 from swav_ray.train.backbones import load
 from tests.exported import untrained_run
@@ -231,6 +231,16 @@ def test_what_does_not_fit_is_told_what_does(run: str, format: str, what: str, r
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("format", ["torchvision", "timm", "detectron2"])
+def test_depth_width_and_stem_each_decide(format: str) -> None:
+    with torch.device("meta"):
+        assert not misfit(resnet("resnet18"), format)
+        assert misfit(resnet("resnet18", stem="small"), format)
+        assert misfit(resnet("resnet18", base_width=128), format)
+        assert bool(misfit(resnet("resnet50", base_width=128), format)) == (format != "detectron2")
+        assert bool(misfit(resnet("resnet10"), format)) == (format == "detectron2")
+
+
 def test_a_missing_package_is_named(runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"--format onnx: onnxscript is not installed; pip install 'swav-ray\[onnx\]'"):
@@ -287,4 +297,5 @@ def test_a_file_of_the_reference_becomes_timms(tmp_path: Path, monkeypatch: pyte
     with torch.no_grad():
         torch.testing.assert_close(features_by_the_card(tmp_path / "out", monkeypatch), peer(IMAGES), rtol=1e-5, atol=1e-5)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == 0.875
-    assert "CC BY-NC 4.0" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "CC BY-NC 4.0" in card and "library_name: timm\n" in card

@@ -16,7 +16,7 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.model_card import card_of, card_of_weights
-from swav_ray.train.backbones import read_config
+from swav_ray.train.backbones import View, read_config
 from swav_ray.train.metrics import read_metrics
 from tests.exported import untrained_run
 from tests.train.small import ROWS, STEPS, small_config, small_shards, train_here
@@ -41,7 +41,7 @@ def test_hugging_face_reads_it_and_the_figures_are_the_run_s(run: Storage) -> No
     assert (card.data.license, card.data.pipeline_tag) == ("unknown", "image-feature-extraction")
     probe, near = card.data.eval_results
     assert (probe.metric_type, probe.metric_value) == ("accuracy", round(figures["probe/top1"], 4))
-    assert probe.metric_name == f"linear probe top-1, ± {figures['probe/top1_stderr']:.4f}"
+    assert probe.metric_name == f"linear probe top-1, standard error {figures['probe/top1_stderr']:.4f}"
     assert (near.metric_value, near.dataset_name) == (round(figures["knn/top1"], 4), "digits, held-out part")
     assert f"| linear probe | {figures['probe/top1']:.4f} | {figures['probe/top1_stderr']:.4f} |" in card.text
     assert f"on {figures['probe/rows']} held-out training images of 10 classes" in card.text
@@ -49,7 +49,7 @@ def test_hugging_face_reads_it_and_the_figures_are_the_run_s(run: Storage) -> No
 
 def test_data_recipe_epochs_workers_and_versions(run: Storage) -> None:
     card, config = card_of(run), read_config(run.uri)
-    assert f"Shards `digits`: {ROWS} images in 1 files, 10 classes (labels not used)." in card
+    assert f"Shards `digits`: {ROWS} images, 10 classes (labels not used)." in card
     assert f"| epochs | 2 of 2 |\n| steps | {STEPS} of {config.global_batch_size} images |\n| workers | 1 |" in card
     assert f"| configuration | `{config.hash()}` |" in card and f"| code | swav-ray {__version__}; " in card
     assert f"(ln K is {math.log(20):.4f})" in card and "| collapse watch | " in card
@@ -71,7 +71,7 @@ def test_no_address_stands_in_it(run: Storage, tmp_path: Path) -> None:
     assert not re.search("SECRET|KEY|alice|token", card)
     assert "Not measured" in card and "model-index" not in front_matter(card)
     assert "| code | swav-ray 9.9; card by swav-ray" in card and "| epochs | 3 of 25 |" in card
-    assert not re.search("SECRET|alice", card_of_weights("s3://alice/SECRET@w.pth?token=SECRET"))
+    assert not re.search("SECRET|alice", card_of_weights("s3://alice/SECRET@w.pth?token=SECRET", View()))
 
 
 def test_workers_that_came_and_went(tmp_path: Path) -> None:

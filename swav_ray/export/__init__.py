@@ -50,7 +50,11 @@ def export(source: str, dest: str, format: str) -> list[str]:
         raise UserError(f"{source}: {reason}; formats that fit are {fitting}")
     loaded.backbone.float()
     files, usage = FORMATS[format](loaded, source)
-    card = card_of(Storage(source), usage) if loaded.run else card_of_weights(source, usage)
+    library = "timm" if format == "timm" else "swav-ray"
+    if loaded.run:
+        card = card_of(Storage(source), usage, library)
+    else:
+        card = card_of_weights(source, loaded.view, usage, library)
     for name, content in [*files.items(), (CARD, card.encode())]:
         folder.write(name, content)
     return [f"{folder.uri}/{name}" for name in [*files, CARD]]

@@ -170,7 +170,8 @@ def test_other_networks_are_named(tiny: dict[str, torch.Tensor]) -> None:
 
 
 def test_names_cannot_write_to_the_terminal(tiny: dict[str, torch.Tensor]) -> None:
-    refused(saved(tiny | {"layer1.0.\x1b[2J": torch.ones(3)} | {"layer1.0.extra": torch.ones(3)}))
+    refused(saved(tiny | {"layer1.0.\x1b[2J": torch.ones(3), "layer1.0.extra": torch.ones(3)}))
+    refused(saved({"layer1.0.\x1b[2J": torch.tensor(torch.nan)} | tiny | {"bn1.bias": torch.tensor(torch.nan)}))
 
 
 def test_numbers_that_are_none(tiny: dict[str, torch.Tensor]) -> None:
