@@ -17,9 +17,9 @@ class Backbone(Section):
     """The network whose features are wanted."""
 
     arch: str = Field(
-        "resnet50", description="resnet10|18|34|50, or package.module:factory of any nn.Module with .num_features"
+        "resnet50", description="resnet10|18|34|50|101|152, or package.module:factory of any nn.Module with .num_features"
     )
-    base_width: int = Field(64, ge=1, description="stem channels; 128 and 256 are the published w2 and w4")
+    base_width: int = Field(64, ge=1, description="stem channels; 128, 256, 320 are the published w2, w4, w5")
     stem: Literal["imagenet", "small"] = Field("imagenet", description="small: 3x3 stride 1, no pool, for images up to 64 px")
 
 

@@ -22,7 +22,7 @@ from tests.data.pictures import encode, picture
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "share", "receive")
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "export", "share", "receive")
 
 
 class Ended(NamedTuple):
@@ -93,8 +93,9 @@ def test_options_of_the_documentation_are_there() -> None:
         "tune run": ("--set", "--trials", "--concurrency", "--dry-run"),
         "tune confirm": ("--set", "--concurrency"),
         "shard": ("--image", "--label", "--classes", "--max-side", "--quality", "--check"),
-        "probe": ("--test",),
-        "knn": ("--test", "--k"),
+        "probe": ("--test", "--train", "--size"),
+        "knn": ("--test", "--train", "--size", "--k"),
+        "export": ("--format",),
     }.items():
         shown = runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
         assert all(option in shown for option in options)
@@ -170,6 +171,15 @@ def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
         (["knn", "empty"], ["empty: not a run (it has no config.yaml)"]),
         (["knn", "empty", "--k", "0"], ["--k 0: at least one neighbour must vote"]),
         (["probe", "gs://bucket/run"], ["only local folders and s3:// are supported"]),
+        (
+            ["probe", "no_images/note.txt"],
+            ["note.txt: is no file of weights; known are safetensors and what torch.save writes"],
+        ),
+        # export
+        (["export", "empty", "out"], ["empty: not a run (it has no config.yaml)"]),
+        (["export", "new_run", "out"], ["new_run: has no complete checkpoint yet"]),
+        (["export", "new_run", "other_run"], ["other_run: is a run; export to a folder of its own"]),
+        (["export", "new_run", "out", "--format", "tim"], ["--format tim: not known (did you mean 'timm'?); formats are"]),
         # tune
         (["tune", "none.yaml"], ["none.yaml: no such file"]),
         (["tune", "empty"], ["empty: cannot be read"]),

@@ -25,10 +25,11 @@ FLOORS = {
     "evaluate": 4,
     "train": 5,
     "tune": 6,
-    "export": 6,
-    "share": 6,
-    "cli": 7,
-    "__main__": 8,
+    "model_card": 6,
+    "export": 7,
+    "share": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 MODULES = {
     ".".join(("swav_ray", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path

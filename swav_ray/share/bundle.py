@@ -21,6 +21,7 @@ from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
+from swav_ray.model_card import CARD, card_of
 from swav_ray.share.contents import CHUNK, FORMAT, MANIFEST, MOST_BYTES, check_content, check_kind, plain_name
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -92,8 +93,8 @@ def _of_run(source: str, run: Storage, scratch: Path) -> tuple[str, dict[str, An
         raise UserError(f"{source}/{CONFIG}: not a configuration of this version") from None
     about = {"config_hash": config.hash()} | _weights(source, run, config, scratch)
     (scratch / CONFIG).write_text(shareable(config).to_yaml())
-    last = _metrics(run, scratch)
-    (scratch / "README.md").write_text(card_of(run, config, about, last))
+    _metrics(run, scratch)
+    (scratch / CARD).write_text(card_of(run))
     return config.name or "run", about, sorted(scratch.iterdir())
 
 
@@ -121,11 +122,10 @@ def _weights(source: str, run: Storage, config: Config, scratch: Path) -> dict[s
     return {"arch": config.backbone.arch, "step": manifest["step"], "epochs_done": state["epoch"]}
 
 
-def _metrics(run: Storage, scratch: Path) -> dict[str, Any]:
-    """Copy the metrics without what names images, line by line; the last value of each figure."""
+def _metrics(run: Storage, scratch: Path) -> None:
+    """Copy the metrics without what names images, line by line."""
     if not run.exists(METRICS):
-        return {}
-    last: dict[str, Any] = {}
+        return
     # By another name first, for it may be the run's own file that is read.
     with run.fetch(METRICS, scratch).open() as lines, (scratch / "kept.jsonl").open("w") as kept:
         for line in lines:
@@ -134,30 +134,5 @@ def _metrics(run: Storage, scratch: Path) -> dict[str, Any]:
             except ValueError:  # the last line of a run killed while writing it
                 break
             row = {key: value for key, value in row.items() if not isinstance(value, list | dict)}  # as lists of ids are
-            last |= row
             kept.write(json.dumps(row) + "\n")
     (scratch / "kept.jsonl").replace(scratch / METRICS)
-    return last
-
-
-def card_of(run: Storage, config: Config, about: dict[str, Any], last: dict[str, Any]) -> str:
-    """The model card, in Markdown."""
-    figures = [
-        f"- {title}: {last[key]:.4f} ± {last[f'{key}_stderr']:.4f} (held-out part of the training images)"
-        for key, title in (("probe/top1", "linear probe, top-1"), ("knn/top1", "nearest neighbours, top-1"))
-        if key in last and f"{key}_stderr" in last
-    ]
-    return "\n".join(
-        [
-            f"# {config.name or 'run'}",
-            "",
-            f"SwAV features: {config.backbone.arch}, width {config.backbone.base_width}, {config.backbone.stem} stem; "
-            f"{config.num_prototypes} prototypes, {about['epochs_done']} of {config.epochs} epochs ({about['step']} steps), "
-            f"global batch {config.global_batch_size}.",
-            "",
-            f"- configuration: `config.yaml` (hash {about['config_hash']}, addresses removed)",
-            f"- code: swav-ray {__version__}",
-            *figures,
-            "",
-        ]
-    )

@@ -1,10 +1,13 @@
 """ResNets of any base width with torchvision's parameter names (SWAV_FACTS 2).
 
-Width 64 is torchvision's own network; 128 and 256 are the published w2 and w4 (every stage widened, not torchvision's
-`wide_resnet50_2`, which widens the middle convolution only).
+Width 64 is torchvision's own network; 128, 256 and 320 are the published w2, w4 and w5 (every stage widened, not
+torchvision's `wide_resnet50_2`, which widens the middle convolution only). The reference pads by a layer of its own before
+a 7x7 convolution of padding 2: the same numbers, and no weights.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +70,24 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + skip)
 
 
+class Design(NamedTuple):
+    """All that makes one ResNet another; ``ResNet(*design)`` builds it."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    layers: tuple[int, ...]
+    base_width: int
+    stem: str
+
+    @property
+    def arch(self) -> str:
+        """Its name in :data:`ARCHITECTURES`, or how many blocks of which kind."""
+        named = (name for name, known in ARCHITECTURES.items() if known == (self.block, self.layers))
+        return next(named, f"ResNet of {'-'.join(map(str, self.layers))} {self.block.__name__}s")
+
+    def __str__(self) -> str:
+        return f"{self.arch} of width {self.base_width} with the {self.stem} stem"
+
+
 class ResNet(nn.Module):
     """Images ``(N, 3, H, W)`` to features ``(N, num_features)``.
 
@@ -81,6 +102,7 @@ class ResNet(nn.Module):
         self, block: type[BasicBlock] | type[Bottleneck], layers: tuple[int, ...], base_width: int = 64, stem: str = "imagenet"
     ) -> None:
         super().__init__()
+        self.design = Design(block, layers, base_width, stem)
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
@@ -121,6 +143,8 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, .
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
@@ -301,6 +302,7 @@ class Training:
             "row": self.position.row,
         }
         about = {"epoch": self.position.epoch, "row": self.position.row, "config_hash": self.config.hash()}
+        about["version"] = __version__
         assert self.log is not None
         self.log.flush()
         self.log.check()

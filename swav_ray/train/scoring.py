@@ -1,63 +1,43 @@
-"""What a finished run is worth on data it never saw, beside an untrained backbone and raw pixels."""
+"""What a backbone is worth on data it never saw, beside an untrained one and raw pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import yaml
+from pydantic import ValidationError
 
 from swav_ray.config import Config
-from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.evaluate import Score, knn, linear_probe
-from swav_ray.train.build import build_model
-from swav_ray.train.checkpoint import Checkpoints
+from swav_ray.train.backbones import Loaded, View, load
 from swav_ray.train.probe import features_of, load_images, pixel_features
 
 SVM_ROWS = 10_000  # its cost grows with the square
 
 
-def load_run(uri: str) -> tuple[Config, torch.nn.Module]:
-    """A run's configuration and its trained backbone.
-
-    Raises:
-        UserError: no run there, or none with a complete checkpoint.
-    """
-    run = Storage(uri)
-    try:
-        config = Config.model_validate(yaml.safe_load(run.read("config.yaml")))
-    except FileNotFoundError:
-        raise UserError(f"{uri}: not a run (it has no config.yaml)") from None
-    except ValueError:
-        raise UserError(f"{uri}/config.yaml: not a configuration of this version") from None
-    saved = Checkpoints(run / "checkpoints").latest()
-    if saved is None:
-        raise UserError(f"{uri}: has no complete checkpoint yet; train it with swav-ray pretrain")
-    model = build_model(config)
-    model.load_state_dict(saved[0]["model"])
-    return config, model.backbone
-
-
-def score_run(uri: str, kind: str, test: str | None, *, k: int = 20) -> Iterator[str]:
-    """Lines that say what the run's features are worth, with standard errors.
+def score_run(
+    uri: str, kind: str, test: str | None, *, train: str | None = None, size: int | None = None, k: int = 20
+) -> Iterator[str]:
+    """Lines that say what the features of a run, an export or a file of weights are worth, with standard errors.
 
     Args:
         kind: ``probe`` or ``knn``.
         test: shards to score on; by default the run's own test data.
+        train: shards the classifier learns from; by default the run's own.
+        size: pixels a side of the images; by default what the run trained on, 224 for weights that do not say.
 
     Raises:
-        UserError: no test data, no labels, or no such run.
+        UserError: no data, no labels, or no such weights.
     """
-    config, backbone = load_run(uri)
-    place = test or config.data.test
-    if not place:
-        raise UserError(f"{uri}: the run names no test data; give labelled shards with --test")
-    train, held = load_images(config, config.data.train), load_images(config, place)
-    for name, data in ((config.data.train, train), (place, held)):
+    loaded = load(uri)
+    config, backbone = _scored_on(uri, loaded, train, test, size), loaded.backbone
+    place = config.data.test
+    shown, held = load_images(config, config.data.train), load_images(config, place)
+    for name, data in ((config.data.train, shown), (place, held)):
         if not len(data.labels):
             raise UserError(f"{name}: holds no labelled images, so there is nothing to score with")
-    labels, test_labels = torch.from_numpy(train.labels), torch.from_numpy(held.labels)
+    labels, test_labels = torch.from_numpy(shown.labels), torch.from_numpy(held.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(train_features: torch.Tensor, test_features: torch.Tensor) -> Score:
@@ -67,19 +47,39 @@ def score_run(uri: str, kind: str, test: str | None, *, k: int = 20) -> Iterator
 
     def of(module: torch.nn.Module) -> Score:
         module = module.to(device)
-        return score(features_of(config, module, train.images, device), features_of(config, module, held.images, device))
+        return score(features_of(config, module, shown.images, device), features_of(config, module, held.images, device))
 
     what = f"weighted {k}-NN" if kind == "knn" else "linear probe"
     yield f"{what} on {len(test_labels):,} test images ({place}), classifier from {len(labels):,} training images"
-    yield _line("this run", of(backbone))
+    yield _line("this run" if loaded.run else "these weights", of(backbone))
     torch.manual_seed(config.seed)
-    yield _line("untrained backbone", of(build_model(config).backbone))
-    pixels, test_pixels = pixel_features(train.images), pixel_features(held.images)
+    yield _line("untrained backbone", of(loaded.untrained()))
+    pixels, test_pixels = pixel_features(shown.images), pixel_features(held.images)
     yield _line("raw 16x16 pixels", score(pixels, test_pixels))
     if kind == "probe" and len(pixels) <= SVM_ROWS:
         svm = _svm(pixels, labels, test_pixels, test_labels)
         if svm is not None:
             yield _line("RBF-SVM on pixels", svm)
+
+
+def _scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, size: int | None) -> Config:
+    """The configuration by which images are loaded and shown to the backbone."""
+    data = loaded.run.data if loaded.run else None
+    learnt_from, scored_on = train or (data.train if data else ""), test or (data.test if data else "")
+    if not learnt_from:
+        raise UserError(f"{uri}: weights name no data; give labelled shards with --train and --test")
+    if not scored_on:
+        what = "the run names" if data else "weights name"
+        raise UserError(f"{uri}: {what} no test data; give labelled shards with --test")
+    view = loaded.view
+    if size is not None:
+        try:
+            view = View(size=size, resize=round(size * 256 / 224), mean=view.mean, std=view.std)
+        except ValidationError:
+            raise UserError(f"--size {size}: give the side of an image from 8 to 3584 px") from None
+    if loaded.run is None or size is not None:
+        return view.config(learnt_from, scored_on)
+    return loaded.run.model_copy(update={"data": loaded.run.data.model_copy(update={"train": learnt_from, "test": scored_on})})
 
 
 def probe_on_test(config: Config, backbone: torch.nn.Module) -> Score:

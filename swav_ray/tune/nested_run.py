@@ -68,6 +68,6 @@ class NestedRun:
         return {**self.latest, **figures_of(figures), **found, "done": True}
 
     def _backbone(self) -> Any:
-        from swav_ray.train.scoring import load_run
+        from swav_ray.train.backbones import load_run
 
         return load_run((Storage(self._config.storage) / self._config.name).uri)[1]

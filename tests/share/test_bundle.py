@@ -18,7 +18,7 @@ from swav_ray.errors import UserError
 from swav_ray.share import bundle as bundles
 from swav_ray.share.bundle import pack
 from swav_ray.share.unpack import unpack
-from swav_ray.train.scoring import load_run
+from swav_ray.train.backbones import load, load_run
 from tests.train.small import small_config, small_shards, train_here
 
 
@@ -62,7 +62,11 @@ def check_run(run: Path, folder: Path, manifest: dict) -> None:
     assert [row["step"] for row in rows] == [row["step"] for row in originals]
     assert any("probe/top1" in row for row in rows) and not any("ids" in row for row in rows)
     card = (folder / "README.md").read_text()
-    assert "linear probe, top-1: 0." in card and config.hash() in card
+    probed = next(row["probe/top1"] for row in reversed(originals) if "probe/top1" in row)
+    assert f"{probed:.4f}" in card and config.hash() in card
+    pixels = torch.rand(2, 3, 28, 28)
+    received, trained = load(str(folder)), load(str(run))
+    assert torch.equal(received.backbone(pixels), trained.backbone(pixels)) and received.view == trained.view
 
 
 def test_a_run(run, tmp_path):

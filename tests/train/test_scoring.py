@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from swav_ray import load_backbone
 from swav_ray.errors import UserError
+from swav_ray.export import export
 from swav_ray.train.scoring import _svm, score_run
 from tests.train.small import small_config, small_shards, train_here
 
@@ -30,6 +32,26 @@ def test_a_probe_stands_beside_its_baselines(run):
     ]
     assert all("±" in line for line in lines[1:])
     assert len(list(score_run(run, "knn", shards))) == 4
+
+
+def test_exports_and_files_are_scored_as_the_run_is(run, tmp_path):
+    """A safetensors export knows how it wants its images; for a file that does not, the user says."""
+    shards = run.removesuffix("run") + "shards"
+    export(run, str(tmp_path / "out"), "safetensors")
+    torch.save(load_backbone(run).state_dict(), tmp_path / "bare.pth")
+    wanted = list(score_run(run, "knn", shards))
+    exported = list(score_run(str(tmp_path / "out"), "knn", shards, train=shards))
+    assert exported == [line.replace("this run     ", "these weights") for line in wanted]
+    sized = list(score_run(str(tmp_path / "bare.pth"), "knn", shards, train=shards, size=28))
+    same = list(score_run(run, "knn", shards, size=28))  # 28 px cut from 32, where the run takes all of 28
+    assert sized == [line.replace("this run     ", "these weights") for line in same] != exported
+    for mistake, message in (
+        ({"test": shards}, "weights name no data; give labelled shards with --train and --test"),
+        ({"test": None, "train": shards}, "weights name no test data; give labelled shards with --test"),
+        ({"test": shards, "train": shards, "size": 3}, "--size 3: give the side of an image from 8 to 3584 px"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(score_run(str(tmp_path / "out"), "knn", **mistake))
 
 
 def test_the_svm_counts_labels_not_columns():

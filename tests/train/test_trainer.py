@@ -12,9 +12,9 @@ from swav_ray.config import load_config
 from swav_ray.data.decode import BadImageError
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
+from swav_ray.train.backbones import load_run
 from swav_ray.train.loop import Training
 from swav_ray.train.metrics import MetricsLog, read_metrics
-from swav_ray.train.scoring import load_run
 from swav_ray.train.trainer import open_run, resolve
 from swav_ray.train.world import World
 from tests.train.small import small_config, small_shards, train_here

@@ -1,0 +1,46 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from swav_ray import __version__
+
+app = typer.Typer(
+    name="swav-ray",
+    help="SwAV image features, learnt without labels on elastic Ray clusters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting on top; repeatable")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    # Answered in its own callback, since this function only runs when a command follows.
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, help="print the version and exit")] = False,
+) -> None:
+    pass
+
+
+def overrides_of(assignments: list[str] | None) -> dict[str, Any]:
+    """Settings by dotted key."""
+    from swav_ray.config import parse_assignment
+
+    return dict(parse_assignment(text) for text in assignments or [])
+
+
+def short(place: str) -> str:
+    """An address as people write it: relative where it lies below the working folder."""
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if "://" not in place and path.is_relative_to(Path.cwd()) else place

@@ -1,0 +1,110 @@
+"""What comes out: `probe`, `knn`, `export`, `share` and `receive`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from swav_ray.cli.app import app, short
+from swav_ray.errors import UserError
+
+WeightsArgument = Annotated[
+    str, typer.Argument(metavar="RUN|FILE", help="a run, an export or a file of weights; local or s3://")
+]
+TestOption = Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")]
+TrainOption = Annotated[str | None, typer.Option(help="shards the classifier learns from instead of the run's training data")]
+SizeOption = Annotated[
+    int | None, typer.Option(help="of the images, px a side; else as trained, 224 for a file that does not say")
+]
+
+
+@app.command()
+def probe(run: WeightsArgument, test: TestOption = None, train: TrainOption = None, size: SizeOption = None) -> None:
+    """Score a backbone: linear classifier on its frozen features, on the test data."""
+    from swav_ray.train.scoring import score_run
+
+    for line in score_run(run, "probe", test, train=train, size=size):
+        print(line)
+
+
+@app.command()
+def knn(
+    run: WeightsArgument,
+    test: TestOption = None,
+    train: TrainOption = None,
+    size: SizeOption = None,
+    k: Annotated[int, typer.Option(help="neighbours")] = 20,
+) -> None:
+    """Score a backbone: weighted nearest neighbours on its frozen features, on the test data."""
+    if k < 1:
+        raise UserError(f"--k {k}: at least one neighbour must vote")
+    from swav_ray.train.scoring import score_run
+
+    for line in score_run(run, "knn", test, train=train, size=size, k=k):
+        print(line)
+
+
+@app.command()
+def export(
+    run: WeightsArgument,
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="folder or s3:// of the export")],
+    format: Annotated[str, typer.Option("--format", help="torchvision, timm, safetensors, onnx or detectron2")] = "safetensors",
+) -> None:
+    """Write a backbone as another library opens it, with a model card."""
+    from swav_ray.export import export as write
+
+    for address in write(run, dest, format):
+        print(short(address))
+
+
+@app.command()
+def share(
+    source: Annotated[str | None, typer.Argument(metavar="RUN|FILE", help="folder or s3:// of a run, or one file")] = None,
+    to: Annotated[str | None, typer.Option(metavar="URL", help="address of a Send server")] = None,
+    downloads: Annotated[int, typer.Option(help="how often it can be had")] = 1,
+    expires: Annotated[str, typer.Option(help="how long: 30m, 12h, 1d, 1w")] = "1d",
+    password: Annotated[
+        bool, typer.Option("--password", help="ask for one; it gates the download, the encryption stays the link's")
+    ] = False,
+    revoke: Annotated[str | None, typer.Option(metavar="LINK", help="delete what was shared from here")] = None,
+) -> None:
+    """Hand over a run's weights, configuration, card and figures, end-to-end encrypted: never data or credentials."""
+    from swav_ray.share import hand_over
+    from swav_ray.share import revoke as delete
+    from swav_ray.share.link import read_service, seconds_of
+    from swav_ray.share.screen import bar, password_of, shared_lines
+
+    if revoke is not None:
+        print(f"revoked: {delete(revoke)}")
+        return
+    if source is None or to is None:
+        raise UserError("share: write `swav-ray share RUN|FILE --to URL`, URL being a Send server; there is no default one")
+    if downloads < 1:
+        raise UserError(f"--downloads {downloads}: at least 1")
+    service, seconds = read_service(to), seconds_of(expires)
+    secret = password_of("password for the download", twice=True) if password else None
+    with bar("upload") as progress:
+        shared = hand_over(source, service, downloads=downloads, seconds=seconds, password=secret, progress=progress)
+    for line in shared_lines(shared, downloads, password):
+        print(line)
+
+
+@app.command()
+def receive(
+    link: Annotated[str, typer.Argument(metavar="LINK", help="in quotes; -: read from standard input, unseen by `ps`")],
+    dest: Annotated[str | None, typer.Argument(metavar="DEST", help="folder to make; by default the bundle's name")] = None,
+) -> None:
+    """Fetch what someone shared, verify it and unpack it."""
+    from swav_ray.share import receive as fetch
+    from swav_ray.share.link import read_link
+    from swav_ray.share.screen import bar, password_of, received_lines
+
+    if dest is not None and "://" in dest:
+        raise UserError("receive: DEST is a local folder; write `swav-ray receive LINK DEST`")
+    found = read_link(sys.stdin.readline() if link == "-" else link)
+    with bar("download") as progress:
+        place, manifest = fetch(found, dest, ask=lambda: password_of("password of the download"), progress=progress)
+    for line in received_lines(place, manifest):
+        print(line)
