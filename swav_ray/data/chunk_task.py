@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import threading
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,14 +83,13 @@ def _ingested(sources: Iterable[Source], change: Change, cores: int) -> Iterator
     waiting: deque[tuple[Source, Future[Ingested | str]]] = deque()
     pool = ThreadPoolExecutor(READERS)
     try:
-        with warnings.catch_warnings(action="ignore"):  # threads cannot each for themselves
-            for source in sources:
-                waiting.append((source, pool.submit(take, source)))
-                if len(waiting) > 2 * READERS:
-                    first, image = waiting.popleft()
-                    yield first, image.result()
-            for first, image in waiting:
+        for source in sources:
+            waiting.append((source, pool.submit(take, source)))
+            if len(waiting) > 2 * READERS:
+                first, image = waiting.popleft()
                 yield first, image.result()
+        for first, image in waiting:
+            yield first, image.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
