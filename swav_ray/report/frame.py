@@ -1,4 +1,4 @@
-"""The frame of a sweep's page: HTML, style, script, and the plots' look in light and dark."""
+"""The frame of a page: HTML, style, script, and the plots' look in light and dark."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{title} · swav-ray sweep</title>
+<title>{title} · swav-ray {kind}</title>
 <style>{style}</style>
 </head>
 <body>
 <main>
 <h1>{title}</h1>
 <p class="summary">{summary}</p>
-<noscript><p>The plots need JavaScript; words, leaderboard and space do not.</p></noscript>
+<noscript><p>The plots need JavaScript; words, tables and pictures do not.</p></noscript>
 {body}
 </main>
 <script type="application/json" id="figures">{data}</script>
