@@ -56,6 +56,14 @@ tr.baseline { background: var(--shade) }
 tr.pruned td:nth-child(4) { color: var(--warn) }
 tr.failed td:nth-child(4) { color: var(--bad) }
 pre { padding: 14px; background: var(--shade); border-radius: 6px; font-size: .85rem; line-height: 1.45 }
+.verdict { display: inline-block; padding: .1em .7em; border-radius: 1em; font-weight: 600; color: #fff }
+.good { background: #21805e }
+.bad { background: #b32a3e }
+.prototypes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 18px 28px }
+.prototypes figure { margin: 0; min-width: 0 }
+.thumbs { display: grid; grid-template-columns: repeat(8, minmax(0, 64px)); gap: 3px }
+.thumbs img { width: 100%; aspect-ratio: 1; border-radius: 3px; display: block }
+figcaption { color: var(--soft); font-size: .82rem; margin-top: 4px; overflow-wrap: anywhere }
 .js-plotly-plot .plotly .modebar { opacity: .6 }
 """
 

@@ -218,7 +218,7 @@ class Training:
         epoch_now = self.schedule_step / self.steps.per_epoch
         verdict = judge(signs, epoch=epoch_now, settled_epoch=self.settled_epoch)
         now = time.monotonic()
-        rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"}
+        rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"} | {"time": round(time.time(), 3)}
         rows[-1] |= {"verdict": verdict.state, "bad_images": int(bad), "ln_k": math.log(self.config.num_prototypes)}
         self._unwell_since = (epoch_now if self._unwell_since is None else self._unwell_since) if verdict.unwell else None
         rows[-1]["unwell_since"] = self._unwell_since

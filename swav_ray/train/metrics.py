@@ -70,7 +70,7 @@ class MetricsLog:
         with self._noting():
             self._file.write(json.dumps(row) + "\n")
             for key, value in row.items():
-                if isinstance(value, int | float) and key != "step":
+                if isinstance(value, int | float) and key not in ("step", "time"):
                     self._board.add_scalar(key, value, row["step"])
 
     def list_bad(self, images: list[dict[str, Any]]) -> None:
