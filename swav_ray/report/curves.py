@@ -50,7 +50,7 @@ def small_curves(history: History, config: Config) -> dict[str, go.Figure]:
     wanted: list[tuple[str, str, float | None, dict[str, Any]]] = [
         ("lr", "learning rate", None, {"rangemode": "tozero"}),
         ("prototypes_in_use", "prototypes in use", K, {"range": [0, 1.06 * K]}),
-        ("assignment_entropy", "entropy of the mean assignment / ln K", 1.0, {"range": [0, 1.06]}),
+        ("assignment_entropy", "assignment entropy / ln K", 1.0, {"range": [0, 1.06]}),
         ("embedding_std", "spread of the embeddings", 1.0, {"rangemode": "tozero"}),
     ]
     found = {}
@@ -146,6 +146,7 @@ def workers(history: History) -> go.Figure | None:
                     x=[_clock(event["time"]) for event in mine],
                     y=[event["workers"] if kind in SIZES else _at(x, y, event["time"]) for event in mine],
                     mode="markers",
+                    cliponaxis=False,
                     name=name,
                     marker={"symbol": symbol, "color": colour, "size": 11, "line": {"width": 1.5, "color": colour}},
                     hovertext=[f"{datetime.fromtimestamp(e['time'], UTC):%H:%M:%S} {safe(words(e)[:160])}" for e in mine],
@@ -153,8 +154,8 @@ def workers(history: History) -> go.Figure | None:
                 )
             )
     top = max(y)
-    yaxis = {"title": "workers", "range": [-0.15 * top, 1.25 * top], "tickformat": "d", **({"dtick": 1} if top < 9 else {})}
-    return figure(traces, 330, xaxis=_hours(history), yaxis=yaxis)
+    yaxis = {"title": "workers", "range": [0, 1.15 * top], "tickformat": "d", **({"dtick": 1} if top < 9 else {})}
+    return figure(traces, 360, xaxis=_hours(history), yaxis=yaxis, meta={"min_width": 640})  # for the legend's sake
 
 
 def words(event: dict[str, Any]) -> str:

@@ -41,11 +41,12 @@ h1 { margin: 0; font-size: 1.7rem; overflow-wrap: anywhere }
 h2 { margin: 2.2em 0 .2em; font-size: 1.2rem; overflow-wrap: anywhere }
 p { margin: .4em 0; max-width: 75ch; overflow-wrap: anywhere }
 section > h2 + p { color: var(--soft); font-size: .92rem }
-section[aria-labelledby=h-found] > p { color: var(--ink); font-size: 1rem; margin: .7em 0 }
+.words p { margin: .7em 0 }
 .summary, .none { color: var(--soft) }
 .none { padding: 1em; background: var(--shade); border-radius: 6px }
 .plot, .scroll { overflow-x: auto }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 12px }
+.grid.two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 450px), 1fr)) }
 .grid > * { min-width: 0 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap }

@@ -43,7 +43,8 @@ class Page:
 
     def words(self, name: str, title: str, paragraphs: list[str]) -> None:
         """A section of plain text."""
-        self.add(name, title, "", "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs))
+        text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
+        self.add(name, title, "", f'<div class="words">{text}</div>')
 
     def plots(self, name: str, title: str, caption: str, found: go.Figure | dict[str, go.Figure] | str) -> None:
         """A section of one figure, of several side by side, or of plain words on why there is none."""
@@ -52,7 +53,8 @@ class Page:
             return
         if isinstance(found, dict):
             boxes = [self._box(f"{name}-{number}", f"{title}: {key}", one) for number, (key, one) in enumerate(found.items())]
-            content = f'<div class="grid">{"".join(boxes)}</div>'
+            kind = "grid two" if len(boxes) in (2, 4) else "grid"
+            content = f'<div class="{kind}">{"".join(boxes)}</div>'
         else:
             content = self._box(name, title, found)
         self.add(name, title, caption, content)

@@ -36,7 +36,7 @@ SIDE = 72  # px of an image on the page
 NAMED_CLASSES = 12  # in the map, the most frequent
 COLOURS = (
     *("#3a86d4", "#d98a1f", "#2a9d74", "#d4495d", "#8e5bd0", "#8f6a4e"),
-    *("#d670b0", "#9aa32b", "#2fb3c4", "#5c6bc0", "#c96a3a", "#5f9e4a"),
+    *("#d670b0", "#9aa32b", "#2fb3c4", "#e0b400", "#c96a3a", "#5f9e4a"),
 )
 
 
@@ -167,7 +167,7 @@ def feature_map(sample: Sample) -> go.Figure:
                 y=at[rows, 1].tolist(),
                 mode="markers",
                 name=safe(group if len(group) < 24 else group[:22] + "…"),
-                marker={"color": colour, "size": 5, "opacity": 0.7},
+                marker={"color": colour, "size": 6, "opacity": 0.75},
                 hovertext=[safe(sample.names[row] or "no label") for row in rows],
                 hoverinfo="text",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -140,26 +141,24 @@ def _score(row: dict[str, Any]) -> str:
 
 
 def _verdict(history: History) -> str:
-    from html import escape
-
     if not history.last:
         return f'<p class="none">{NO_STEP}</p>'
     last = history.last
     state = last["verdict"].replace("_", " ")
     kind = "good" if last["verdict"] in ("healthy", "warming_up") else "bad"
-    lines = [f'<p class="verdict {kind}">{escape(state)}</p>']
+    lines = [f'<p class="verdict {kind}">{html.escape(state)}</p>']
     signs = (
         f"At step {last['step']:,}: {last['prototypes_in_use']:,} prototypes in use, entropy of the mean assignment "
         f"{last['assignment_entropy']:.2f} of ln K, spread of the embeddings {last['embedding_std']:.2f}, loss "
         f"{last['loss_share']:.3f} of ln K."
     )
-    lines.append(f"<p>{escape(signs)}</p>")
+    lines.append(f"<p>{html.escape(signs)}</p>")
     if last.get("advice"):
-        lines.append(f"<p>What to try: {escape(last['advice'])}.</p>")
+        lines.append(f"<p>What to try: {html.escape(last['advice'])}.</p>")
     if history.unwell:
         told = "; ".join(f"{verdict} from step {first:,} to {end:,}" for first, end, verdict in history.unwell[:5])
         more = f"; and {len(history.unwell) - 5} stretches more" if len(history.unwell) > 5 else ""
-        lines.append(f"<p>{escape(f'Not well: {told}{more}.')}</p>")
+        lines.append(f"<p>{html.escape(f'Not well: {told}{more}.')}</p>")
     return "".join(lines)
 
 
@@ -168,8 +167,8 @@ def _events(history: History) -> str:
     for event in reversed(history.events[-MOST_ROWS:]):
         time = datetime.fromtimestamp(event["time"], UTC)
         name = curves.MARKS[event["event"]][0] if event["event"] in curves.MARKS else event["event"]
-        rows.append([f"{time:%Y-%m-%d %H:%M:%S}", name, curves.words(event)])
-    return table_html(["UTC", "event", "in words"], rows, caption_of="events")
+        rows.append([f"{time:%Y-%m-%d %H:%M:%S}", f"{name}: {curves.words(event)}"])
+    return table_html(["UTC", "event"], rows, caption_of="events")
 
 
 def _events_caption(history: History) -> str:

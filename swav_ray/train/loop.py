@@ -88,7 +88,7 @@ class Training:
                 self.model, device_ids=devices, process_group=world.group, gradient_as_bucket_view=True, **_no_buffer_sync()
             )
         self.watch = CollapseWatch(config.num_prototypes, config.feature_dim, device=world.device)
-        self.log = MetricsLog(run, self.step) if world.rank == 0 else None
+        self.log = MetricsLog(run, self.step, config) if world.rank == 0 else None
         self._pending: list[dict[str, Any]] = []  # steps whose loss is still on the device
         self._pending_losses: list[Tensor] = []
         self.bad_images = BadImages(config, run, world, self.log, self.position.epoch)
