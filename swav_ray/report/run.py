@@ -9,7 +9,7 @@ from typing import Any
 
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
-from swav_ray.errors import UserError, without_credentials
+from swav_ray.errors import StorageAwayError, UserError, without_credentials
 from swav_ray.report import curves
 from swav_ray.report.history import History, read_history
 from swav_ray.report.page import Page, pre, table_html
@@ -211,8 +211,11 @@ def _sample(uri: str, config: Config, images: int, tell: Said) -> tuple[Sample |
     tell(f"looking at {images:,} images of {without_credentials(config.data.train)}")
     try:
         sample = look(config, model, images)
-    except (UserError, OSError) as error:
+    except (UserError, StorageAwayError) as error:
         return None, without_credentials(f"The training images are not at hand: {error}")
+    except Exception as error:  # of a store's library, whose text may hold any part of an address
+        name = type(error).__name__
+        return None, without_credentials(f"The training images are not at hand: {config.data.train} cannot be read ({name})")
     if len(sample.jpegs) < 3:
         return None, "The training data has too few readable images."
     if not (sample.features_NF.isfinite().all() and sample.scores_NK.isfinite().all()):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.tune.baselines import FILE as BASELINES
 from swav_ray.tune.leaderboard import leaderboard
+from swav_ray.tune.params import Param
 from swav_ray.tune.report import write_report
 from swav_ray.tune.space import Space
+from swav_ray.tune.space_sections import Scheduler
 from swav_ray.tune.study import JOURNAL
 
 
@@ -53,7 +56,19 @@ def _open(uri: str, journal: Path) -> tuple[optuna.Study, Space]:
         if defining is None:
             continue
         try:
-            return study, Space.model_validate({key: value for key, value in defining.items() if key != "settings"})
+            return study, Space.model_validate(_given(defining))
         except ValidationError:
             break
     raise UserError(f"{uri}/{JOURNAL}: holds no sweep of this version; run `swav-ray tune` with its space again")
+
+
+def _given(defining: dict[str, Any]) -> dict[str, Any]:
+    """What a space's file said, of the study's definition, which fills in what it left out."""
+
+    def said(section: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+        fields = section.model_fields
+        return {key: value for key, value in values.items() if value != fields[key].get_default(call_default_factory=True)}
+
+    values = said(Space, {key: value for key, value in defining.items() if key != "settings"})
+    values["params"] = {key: said(Param, param) for key, param in values["params"].items()}
+    return values | {"scheduler": said(Scheduler, values["scheduler"])}

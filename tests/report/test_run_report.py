@@ -24,10 +24,11 @@ from swav_ray.train.backbones import read_config
 from swav_ray.train.metrics import read_metrics
 from swav_ray.tune.leaderboard import leaderboard
 from swav_ray.tune.report import write_report
+from swav_ray.tune.space_sections import Scheduler
 from swav_ray.tune.study import open_study
 from tests.report.browser import browser, chromium, ours, plots, widths_in_a_frame
 from tests.train.small import STEPS, small_config, small_shards, train_here
-from tests.tune.studies import BASELINES, make_space, open_journal, trial
+from tests.tune.studies import BASELINES, PARAMS, make_space, open_journal, trial
 
 SECTIONS = [
     *("went", "verdict", "loss", "probe", "signs", "speed", "workers", "prototypes", "map", "bad", "config"),
@@ -226,10 +227,10 @@ def test_credentials_are_taken_out_of_addresses_and_nothing_else(text: str, show
 def test_a_curve_of_any_length_is_bounded_and_loses_neither_mean_nor_extremes() -> None:
     curve = Curve()
     for step in range(1, 100_001):
-        curve.add(step, -50.0 if step == 12_345 else 70.0 if step == 54_321 else step / 1000, float(step))
+        curve.add(step, -50.0 if step == 12_345 else 170.0 if step == 54_321 else step / 1000, float(step))
     curve.add(100_001, math.nan)
     assert POINTS <= len(curve.x) <= 2 * POINTS and curve.lost == 1
-    assert min(curve.low) == -50 and max(curve.high) == 70 and curve.x[-1] == 100_000 == curve.time[-1]
+    assert min(curve.low) == -50 and max(curve.high) == 170 and curve.x[-1] == 100_000 == curve.time[-1]
     assert curve.x == sorted(set(curve.x)) and curve.thinned == 64
     assert len(curve.means) == len(curve.x) == len(curve.low) == len(curve.high)
     assert curve.means[1000] == pytest.approx(sum(range(1000 * 64 + 1, 1001 * 64 + 1)) / 64 / 1000)
@@ -299,7 +300,8 @@ def test_a_run_on_s3_has_its_page_beside_it(trained: Path, s3: str, call: Any) -
 
 
 def test_a_sweeps_folder_gives_the_sweeps_page_and_leaves_its_journal_alone(tmp_path: Path, call: Any) -> None:
-    space = make_space(name="board")
+    space = make_space({**PARAMS, "temperature": {"uniform": [0.05, 0.3]}}, name="board")
+    space = space.model_copy(update={"scheduler": Scheduler(kind="asha", first_rung=3)})
     study = open_journal(space, tmp_path)
     study = open_study(study._storage, "board", space.directions(), space.defining())
     for number, kind in enumerate("CCPCFCRC"):
