@@ -161,10 +161,11 @@ def workers(history: History) -> go.Figure | None:
 def words(event: dict[str, Any]) -> str:
     """An event in plain words."""
     if event["event"] == "start":
-        return f"started on {event['workers']} worker{'s' * (event['workers'] != 1)}"
+        return f"start: on {event['workers']} worker{'s' * (event['workers'] != 1)}"
     if event["event"] == "stop":
-        return f"step {event['step']}: asked to stop, after a checkpoint"
-    return without_credentials(told(event) or event["event"])
+        return f"asked to stop: step {event['step']}, after a checkpoint"
+    name = MARKS[event["event"]][0] if event["event"] in MARKS else event["event"]
+    return f"{name}: {without_credentials(told(event))}"
 
 
 def _at(x: list[float], y: list[int], time: float) -> int:

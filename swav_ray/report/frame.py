@@ -50,7 +50,7 @@ section > h2 + p { color: var(--soft); font-size: .92rem }
 .grid > * { min-width: 0 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap }
-td:last-child { white-space: normal; min-width: 16em }
+td:last-child { white-space: normal; min-width: min(16em, 50vw) }
 th { color: var(--soft); font-weight: 600 }
 .num { text-align: right }
 tr.baseline { background: var(--shade) }

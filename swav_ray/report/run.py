@@ -166,8 +166,7 @@ def _events(history: History) -> str:
     rows = []
     for event in reversed(history.events[-MOST_ROWS:]):
         time = datetime.fromtimestamp(event["time"], UTC)
-        name = curves.MARKS[event["event"]][0] if event["event"] in curves.MARKS else event["event"]
-        rows.append([f"{time:%Y-%m-%d %H:%M:%S}", f"{name}: {curves.words(event)}"])
+        rows.append([f"{time:%m-%d %H:%M:%S}", curves.words(event)])
     return table_html(["UTC", "event"], rows, caption_of="events")
 
 
