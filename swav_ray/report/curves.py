@@ -90,7 +90,9 @@ def probes(history: History) -> go.Figure | None:
                 hoverinfo="text",
             )
         )
-    return figure(traces, 340, xaxis={"title": "epochs done", "tickformat": "d"}, yaxis={"title": "held-out accuracy"})
+    few = {"dtick": 1} if history.probes[-1]["epochs_done"] <= 12 else {}
+    xaxis = {"title": "epochs done", "tickformat": "d", **few}
+    return figure(traces, 340, xaxis=xaxis, yaxis={"title": "held-out accuracy"})
 
 
 def throughput(history: History) -> go.Figure | None:

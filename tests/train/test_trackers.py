@@ -18,7 +18,8 @@ from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.train import trackers
 from swav_ray.train.metrics import read_metrics
-from swav_ray.train.trackers import Trackers, check_installed
+from swav_ray.train.trackers import Trackers
+from swav_ray.train.trainer import resolve
 from tests.train.small import STEPS, small_config, small_shards, train_here
 
 
@@ -191,7 +192,7 @@ def test_a_library_that_is_missing_is_one_line_before_anything_starts(
     monkeypatch.setitem(sys.modules, library, None)  # as Python sees what is not there
     config = small_config(shards, str(tmp_path), "none", trackers=[library])
     with pytest.raises(UserError, match=rf"^trackers: {library} is not installed; pip install 'swav-ray\[{library}\]'"):
-        check_installed(config)
+        resolve(config)
 
 
 def test_where_a_file_would_not_last_an_address_is_asked_for() -> None:
