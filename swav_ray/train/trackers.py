@@ -123,7 +123,8 @@ KINDS: dict[str, type[Tracker]] = {"wandb": _Wandb, "mlflow": _MLflow}
 def check_installed(config: Config) -> None:
     """Raise a UserError if the library of a tracker that is asked for is not there."""
     for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # without an origin: a folder of that name, as W&B leaves one
             raise UserError(f"trackers: {name} is not installed; pip install 'swav-ray[{name}]', or leave it out of trackers")
 
 

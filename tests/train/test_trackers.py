@@ -18,7 +18,7 @@ from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.train import trackers
 from swav_ray.train.metrics import read_metrics
-from swav_ray.train.trackers import Trackers
+from swav_ray.train.trackers import Trackers, check_installed
 from swav_ray.train.trainer import resolve
 from tests.train.small import STEPS, small_config, small_shards, train_here
 
@@ -193,6 +193,15 @@ def test_a_library_that_is_missing_is_one_line_before_anything_starts(
     config = small_config(shards, str(tmp_path), "none", trackers=[library])
     with pytest.raises(UserError, match=rf"^trackers: {library} is not installed; pip install 'swav-ray\[{library}\]'"):
         resolve(config)
+
+
+def test_a_folder_of_that_name_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()
+    config = small_config("x", str(tmp_path), "none", trackers=["wandb"])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(UserError, match="wandb is not installed"):
+        check_installed(config)
 
 
 def test_where_a_file_would_not_last_an_address_is_asked_for() -> None:
