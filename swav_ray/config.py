@@ -66,6 +66,9 @@ class Config(Section):
     elastic: Elastic = Elastic()
     checkpoint: Checkpoints = Checkpoints()
     probe: Probe = Probe()
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="where figures go too, beside metrics.jsonl and TensorBoard: wandb, mlflow"
+    )
 
     @property
     def num_crops(self) -> int:
@@ -146,12 +149,12 @@ class Config(Section):
         return workers / self.elastic.max if self.elastic.scale_lr_with_batch else 1.0
 
     def computed(self) -> dict[str, Any]:
-        """What decides what the run computes: everything but its name, place, and how many workers do it.
+        """What decides what the run computes: everything but its name, place, how many workers do it, and who is told.
 
         Where the batch follows the workers, so does the size it is a share of. `elastic.max_rows_per_device` does not: a run
         must be able to go on under another cap, on devices with less memory; what a cap changes stands in `train/step.py`.
         """
-        content = self.model_dump(mode="json", exclude={"name", "storage", "elastic", "checkpoint"})
+        content = self.model_dump(mode="json", exclude={"name", "storage", "elastic", "checkpoint", "trackers"})
         for where_it_is_done in ("crop_in", "bridge_seconds", "backend"):
             content["data"].pop(where_it_is_done)
         if self.elastic.scale_lr_with_batch:

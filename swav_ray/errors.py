@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -71,3 +72,9 @@ def shown(value: Any) -> str:
     """A value for a message, the middle of a very long one left out."""
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE // 2]} ... {text[-LONGEST_VALUE // 2 :]}"
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses name no user, no password, and no query, which may hold a key."""
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
+    return re.sub(r"(://[^\s'\"?]*)\?[^\s'\",;)\]}]*", r"\1?***", text)

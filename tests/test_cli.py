@@ -22,7 +22,7 @@ from tests.data.pictures import encode, picture
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "export", "share", "receive")
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "report", "export", "share", "receive")
 
 
 class Ended(NamedTuple):
@@ -95,6 +95,7 @@ def test_options_of_the_documentation_are_there() -> None:
         "shard": ("--image", "--label", "--classes", "--max-side", "--quality", "--check"),
         "probe": ("--test", "--train", "--size"),
         "knn": ("--test", "--train", "--size", "--k"),
+        "report": ("--out", "--images"),
         "export": ("--format",),
     }.items():
         shown = runner.invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout

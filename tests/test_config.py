@@ -31,8 +31,8 @@ from swav_ray.yaml_files import read_yaml
 ROOT = Path(__file__).parents[1]
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
 KEYS = sorted(known_keys())
-# What a run computes depends on none of these: its name, its place, who does it, how often it is saved.
-NOT_IN_HASH = {"name", "storage", "data.crop_in", "data.backend", "data.bridge_seconds"}
+# What a run computes depends on none of these: its name, its place, who does it, how often it is saved, who is told.
+NOT_IN_HASH = {"name", "storage", "trackers", "data.crop_in", "data.backend", "data.bridge_seconds"}
 NOT_IN_HASH |= {key for key in KEYS if key.startswith(("elastic.", "checkpoint."))}
 NOT_IN_HASH -= {"elastic.scale_lr_with_batch"}  # who does it then decides what it computes
 

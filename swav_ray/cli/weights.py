@@ -1,4 +1,4 @@
-"""What comes out: `probe`, `knn`, `export`, `share` and `receive`."""
+"""What comes out: `probe`, `knn`, `report`, `export`, `share` and `receive`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,31 @@ def knn(
 
     for line in score_run(run, "knn", test, train=train, size=size, k=k):
         print(line)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP_FOLDER", help="folder or s3:// of a run or a sweep")],
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="local or s3://; else report.html in the run's folder")
+    ] = None,
+    images: Annotated[int, typer.Option(help="training images to look at for prototypes and map; 0: none")] = 2000,
+) -> None:
+    """Write one self-contained HTML page: of a run how it went and what it sees, of a sweep what it found."""
+    if images < 0:
+        raise UserError(f"--images {images}: give how many to look at, 0 for none")
+    from swav_ray.data.storage import Storage, locate
+    from swav_ray.tune.again import is_sweep, sweep_page
+
+    folder, name = locate(out) if out is not None else (Storage(run), "report.html")
+    if not Storage(run).exists("config.yaml") and is_sweep(run):
+        page = sweep_page(run)
+    else:
+        from swav_ray.report.run import run_page
+
+        page = run_page(run, images, tell=lambda line: print(line, file=sys.stderr))
+    folder.write(name, page.encode())
+    print(short(f"{folder.uri}/{name}"))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from swav_ray.config import Config, build_config
 from swav_ray.config_sections import Augment, Section
 from swav_ray.data.storage import Storage
 from swav_ray.errors import StorageAwayError, UserError
+from swav_ray.swav.model import SwAV
 from swav_ray.swav.resnet import ResNet
 from swav_ray.swav.weights import read_backbone, reason_of
 from swav_ray.train.build import build_model, evaluation_sizes
@@ -85,7 +86,13 @@ def load(uri: str) -> Loaded:
 
 
 def load_run(uri: str) -> tuple[Config, nn.Module]:
-    """A run's configuration and its trained backbone, as it was left (in training mode).
+    """A run's configuration and its trained backbone, as it was left (in training mode); see :func:`load_model`."""
+    config, model = load_model(uri)
+    return config, model.backbone
+
+
+def load_model(uri: str) -> tuple[Config, SwAV]:
+    """A run's configuration and its trained model: backbone, projector and prototypes, as they were left.
 
     Raises:
         UserError: no run there, or none with a complete checkpoint.
@@ -105,7 +112,7 @@ def load_run(uri: str) -> tuple[Config, nn.Module]:
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: its checkpoint does not fit its config.yaml: {reason}") from None
-    return config, model.backbone
+    return config, model
 
 
 def read_config(uri: str) -> Config:

@@ -88,7 +88,7 @@ class Training:
                 self.model, device_ids=devices, process_group=world.group, gradient_as_bucket_view=True, **_no_buffer_sync()
             )
         self.watch = CollapseWatch(config.num_prototypes, config.feature_dim, device=world.device)
-        self.log = MetricsLog(run, self.step) if world.rank == 0 else None
+        self.log = MetricsLog(run, self.step, config) if world.rank == 0 else None
         self._pending: list[dict[str, Any]] = []  # steps whose loss is still on the device
         self._pending_losses: list[Tensor] = []
         self.bad_images = BadImages(config, run, world, self.log, self.position.epoch)
@@ -218,7 +218,7 @@ class Training:
         epoch_now = self.schedule_step / self.steps.per_epoch
         verdict = judge(signs, epoch=epoch_now, settled_epoch=self.settled_epoch)
         now = time.monotonic()
-        rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"}
+        rows[-1] |= {k: v for k, v in asdict(signs).items() if k != "loss"} | {"time": round(time.time(), 3)}
         rows[-1] |= {"verdict": verdict.state, "bad_images": int(bad), "ln_k": math.log(self.config.num_prototypes)}
         self._unwell_since = (epoch_now if self._unwell_since is None else self._unwell_since) if verdict.unwell else None
         rows[-1]["unwell_since"] = self._unwell_since

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from swav_ray.config import Config
 from swav_ray.data.storage import Storage
+from swav_ray.train.trackers import Trackers
 
 FILE = "metrics.jsonl"
 BAD_IMAGES = "bad_images.jsonl"
@@ -42,13 +44,14 @@ class MetricsLog:
     Args:
         run: folder of the run.
         step: steps already done and saved; lines of later steps are dropped.
+        config: of the run, where its trackers are to be told too.
 
     Attributes:
         last: the last line kept that says how the run is (`verdict`); empty in a new run.
         bad_images: reasons by id, in the order they were met; of earlier lives of the run too.
     """
 
-    def __init__(self, run: Storage, step: int) -> None:
+    def __init__(self, run: Storage, step: int, config: Config | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run = run
@@ -64,13 +67,16 @@ class MetricsLog:
             Storage(str(self._scratch)).write(BAD_IMAGES, "".join(json.dumps(image) + "\n" for image in listed).encode())
         self._problem: OSError | None = None
         self._board = SummaryWriter(str(self._scratch / "tensorboard"), purge_step=step + 1)
+        self._trackers = Trackers(config, run) if config is not None and config.trackers else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add one step's line; plain numbers in it go to TensorBoard."""
+        """Add one step's line; plain numbers in it go to TensorBoard, and to the run's trackers."""
+        if self._trackers is not None:
+            self._trackers.write(row)
         with self._noting():
             self._file.write(json.dumps(row) + "\n")
             for key, value in row.items():
-                if isinstance(value, int | float) and key != "step":
+                if isinstance(value, int | float) and key not in ("step", "time"):
                     self._board.add_scalar(key, value, row["step"])
 
     def list_bad(self, images: list[dict[str, Any]]) -> None:
@@ -112,11 +118,15 @@ class MetricsLog:
 
     def abandon(self) -> None:
         """Let go of the files, whatever they lack: another process may write them now."""
+        if self._trackers is not None:
+            self._trackers.close(failed=True, seconds=2.0)
         with contextlib.suppress(OSError):
             self._board.close()
             self._file.close()
 
     def close(self) -> None:
+        if self._trackers is not None:
+            self._trackers.close()
         self._board.close()
         self.flush()
         self.check()

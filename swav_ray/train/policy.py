@@ -96,6 +96,7 @@ class ElasticPolicy:
             return None
         if self.stopping:
             if not self._stop_asked:
+                self.events.add("stop", workers=len(actors), step=self.best_step)
                 self._ask(actors, Request.STOP)
             self._stop_asked = True
             return None

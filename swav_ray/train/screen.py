@@ -55,7 +55,7 @@ class Screen:
 
     def tell(self, event: dict[str, Any]) -> None:
         """An event of the run's workers (`events.py`)."""
-        if line := _told(event):
+        if line := told(event):
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _line(self, row: dict[str, Any]) -> str:
@@ -71,7 +71,8 @@ class Screen:
         )
 
 
-def _told(event: dict[str, Any]) -> str:
+def told(event: dict[str, Any]) -> str:
+    """An event in plain words; nothing of one that needs none."""
     kind = event["event"]
     if kind in ("grow", "drain", "restart", "share"):
         reasons = {"grow": "there is room for more", "drain": "a node is leaving", "restart": "going on with these"}

@@ -25,6 +25,7 @@ from swav_ray.train.control import Control
 from swav_ray.train.feed import batches
 from swav_ray.train.progress import ProgressReader, Told, post, post_epoch
 from swav_ray.train.signals import SIGNALS, Request
+from swav_ray.train.trackers import check_installed
 
 CONFIG, STATUS = "config.yaml", "status.json"
 RESTARTS = 8  # worker groups lost without notice before stock Ray gives up
@@ -38,7 +39,7 @@ def resolve(config: Config) -> Config:
     """The configuration with absolute addresses and its data in place (the demo's digits are prepared).
 
     Raises:
-        UserError: no data named, no shards there, a combination that cannot work on them, or no numba.
+        UserError: no data named, no shards there, a combination that cannot work on them, no numba, or no library of a tracker.
     """
     data = config.data
     storage = absolute_uri(config.storage)
@@ -50,6 +51,7 @@ def resolve(config: Config) -> Config:
         train, test = absolute_uri(data.train), absolute_uri(data.test) if data.test else ""
     resolved = config.model_copy(update={"storage": storage, "data": data.model_copy(update={"train": train, "test": test})})
     ready(config)
+    check_installed(config)
     rows = Shards(train).num_rows
     if rows < config.global_batch_size:
         raise UserError(f"global_batch_size {config.global_batch_size} is more than the {rows} images in {train}; lower it")

@@ -6,33 +6,22 @@ choices. Colours are mid-tones that read on light and dark; everything else abou
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import plotly.graph_objects as go
 
+from swav_ray.report.page import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, safe
 from swav_ray.tune.findings import score
 from swav_ray.tune.leaderboard import text
 from swav_ray.tune.results import Result, accuracy, ranked
 from swav_ray.tune.space import Space
 
-COLOURS = {"complete": "#3a86d4", "pruned": "#d98a1f", "failed": "#d4495d", "running": "#2a9d74", "waiting": "#8a94a0"}
+COLOURS = {"complete": BLUE, "pruned": ORANGE, "failed": RED, "running": GREEN, "waiting": GREY}
 SYMBOLS = {"complete": "circle", "pruned": "x", "failed": "triangle-down", "running": "circle-open", "waiting": "square-open"}
 DASHES = {"complete": "solid", "pruned": "dash", "failed": "dashdot", "running": "dot", "waiting": "dot"}
 NAMES = {"complete": "complete", "pruned": "stopped early", "failed": "failed", "running": "running", "waiting": "waiting"}
-GREY = "#8a94a0"
-BEST = "#8e5bd0"
+BEST = PURPLE
 AXIS_TITLES = {"probe/top1": "held-out accuracy (linear probe)", "knn/top1": "held-out accuracy (kNN)"}
-
-
-def safe(value: Any) -> str:
-    """Text for a plot, where Plotly reads `<` as HTML."""
-    return html.escape(str(value), quote=False)
-
-
-def figure(traces: list[Any], height: int = 400, **layout: Any) -> go.Figure:
-    base = {"margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}
-    return go.Figure(traces, base | {"height": height, "hovermode": "closest"} | layout)
 
 
 def hover(row: Result) -> str:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 from plotly.colors import sample_colorscale
 
-from swav_ray.tune.figures import COLOURS, GREY, errors, figure, hover, points, safe
+from swav_ray.report.page import GREY, figure, safe
+from swav_ray.tune.figures import COLOURS, errors, hover, points
 from swav_ray.tune.leaderboard import text, wrapped
 from swav_ray.tune.results import Result, ranked
 from swav_ray.tune.space import Space

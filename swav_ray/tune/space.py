@@ -25,7 +25,16 @@ from swav_ray.yaml_files import Lines, read_mapping
 Accuracy = Literal["probe/top1", "knn/top1"]
 Direction = Literal["minimize", "maximize"]
 MEANS = ("budget", "concurrency", "resources", "confirm", "study")  # may change while a sweep goes on
-ELSEWHERE = ("name", "storage", "elastic", "checkpoint", "data.test", "data.crop_in", "data.bridge_seconds")  # so may these
+ELSEWHERE = (
+    "name",
+    "storage",
+    "elastic",
+    "checkpoint",
+    "trackers",
+    "data.test",
+    "data.crop_in",
+    "data.bridge_seconds",
+)  # these too
 PLACES = ("data", "storage")  # overrides that hold for whoever comes after the trials too: where things are
 constraint_of = functools.lru_cache(Constraint)
 

@@ -276,6 +276,7 @@ def test_stopping_asks_everyone_once(clock) -> None:
     story.policy.stopping = True
     story.pass_seconds(3)
     assert [member.actor.asked for member in story.group] == [[Request.STOP]] * 2
+    assert [event for event, _ in story.events].count("stop") == 1
 
 
 def test_a_run_keeps_to_its_share_and_grows_with_it(clock) -> None:

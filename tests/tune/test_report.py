@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import html
-import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.distributions import IntDistribution
-from plotly.offline import get_plotlyjs
 
 from swav_ray.tune.leaderboard import leaderboard
 from swav_ray.tune.report import write_report
 from swav_ray.tune.space import Space
+from tests.report.browser import browser, chromium, ours, plots, widths_in_a_frame
 from tests.tune.studies import BASELINES, PARAMS, make_space, open_journal, trial
 
 SECTIONS = ["history", "contour", "slices", "parallel", "curves", "importances", "timeline"]
@@ -37,18 +32,6 @@ def page_of(folder: Path, space: Space, trials: list[tuple[str, dict[str, Any]]]
 
 def plain(kinds: str) -> list[tuple[str, dict[str, Any]]]:
     return [(kind, {}) for kind in kinds]
-
-
-def ours(page: str) -> str:
-    """The page without Plotly."""
-    assert page.count(get_plotlyjs()) == 1
-    return page.replace(get_plotlyjs(), "")
-
-
-def plots(page: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.S)
-    assert found
-    return json.loads(found[1])["figures"]  # type: ignore[no-any-return]
 
 
 def conditional(kinds: str) -> tuple[Space, list[tuple[str, dict[str, Any]]]]:
@@ -180,31 +163,6 @@ def test_a_databases_password_stays_out(tmp_path: Path) -> None:
     assert "hunter2" not in page and "recipe: demo-digits" in page
 
 
-# In a real browser.
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
-
-
-def chromium(folder: Path, *arguments: str) -> tuple[str, list[str]]:
-    """What headless Chromium, without any network, prints, and what the page wrote to its console."""
-    command = [str(CHROMIUM), "--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]
-    command += ["--disable-background-networking", "--disable-extensions", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0", "--allow-file-access-from-files"]
-    command += ["--no-sandbox"] if os.geteuid() == 0 else []
-    process = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        out, errors = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == 0, errors[-2000:]
-    return out, [line for line in errors.splitlines() if "CONSOLE" in line]
-
-
 @browser
 @pytest.mark.parametrize("name", ["full", "conditional", "one param", "two complete", "all failed", "nothing", "knn"])
 def test_a_browser_draws_every_plot(name: str, tmp_path: Path) -> None:
@@ -238,12 +196,7 @@ def test_plots_follow_light_and_dark_and_can_be_photographed(tmp_path: Path) -> 
 @browser
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_sticks_out_of_a_phone(width: int, tmp_path: Path) -> None:
-    """A window of Chromium is never as narrow as a phone; a frame is. What is wider scrolls inside its own box."""
+    """What is wider scrolls inside its own box."""
     page_of(tmp_path, *CASES["full"]())
-    report = "const d = f.contentDocument; "
-    report += "document.title = [d.documentElement.scrollWidth, d.querySelectorAll('.main-svg').length]"
-    frame = f'<iframe id="f" src="report.html" width="{width}" height="3000" style="border:0" onload="{report}"></iframe>'
-    (tmp_path / "phone.html").write_text(f"<!doctype html><title>-</title>{frame}")
-    dom, _ = chromium(tmp_path, "--window-size=1400,3200", "--dump-dom", f"file://{tmp_path}/phone.html")
-    found = re.search("<title>([0-9]+),([0-9]+)</title>", dom)
-    assert found and int(found[1]) == width and int(found[2]) > 11
+    wide, drawings = widths_in_a_frame(tmp_path, "report.html", width)
+    assert wide == width and drawings > 11

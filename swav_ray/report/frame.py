@@ -1,4 +1,4 @@
-"""The frame of a sweep's page: HTML, style, script, and the plots' look in light and dark."""
+"""The frame of a page: HTML, style, script, and the plots' look in light and dark."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{title} · swav-ray sweep</title>
+<title>{title} · swav-ray {kind}</title>
 <style>{style}</style>
 </head>
 <body>
 <main>
 <h1>{title}</h1>
 <p class="summary">{summary}</p>
-<noscript><p>The plots need JavaScript; words, leaderboard and space do not.</p></noscript>
+<noscript><p>The plots need JavaScript; words, tables and pictures do not.</p></noscript>
 {body}
 </main>
 <script type="application/json" id="figures">{data}</script>
@@ -41,21 +41,30 @@ h1 { margin: 0; font-size: 1.7rem; overflow-wrap: anywhere }
 h2 { margin: 2.2em 0 .2em; font-size: 1.2rem; overflow-wrap: anywhere }
 p { margin: .4em 0; max-width: 75ch; overflow-wrap: anywhere }
 section > h2 + p { color: var(--soft); font-size: .92rem }
-section[aria-labelledby=h-found] > p { color: var(--ink); font-size: 1rem; margin: .7em 0 }
+.words p { margin: .7em 0 }
 .summary, .none { color: var(--soft) }
 .none { padding: 1em; background: var(--shade); border-radius: 6px }
 .plot, .scroll { overflow-x: auto }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 12px }
+.grid.two { grid-template-columns: repeat(auto-fill, minmax(min(100%, 450px), 1fr)) }
 .grid > * { min-width: 0 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; white-space: nowrap }
-td:last-child { white-space: normal; min-width: 16em }
+td:last-child { white-space: normal; min-width: min(16em, 50vw) }
 th { color: var(--soft); font-weight: 600 }
 .num { text-align: right }
 tr.baseline { background: var(--shade) }
 tr.pruned td:nth-child(4) { color: var(--warn) }
 tr.failed td:nth-child(4) { color: var(--bad) }
 pre { padding: 14px; background: var(--shade); border-radius: 6px; font-size: .85rem; line-height: 1.45 }
+.verdict { display: inline-block; padding: .1em .7em; border-radius: 1em; font-weight: 600; color: #fff }
+.good { background: #21805e }
+.bad { background: #b32a3e }
+.prototypes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 18px 28px }
+.prototypes figure { margin: 0; min-width: 0 }
+.thumbs { display: grid; grid-template-columns: repeat(8, minmax(0, 64px)); gap: 3px }
+.thumbs img { width: 100%; aspect-ratio: 1; border-radius: 3px; display: block }
+figcaption { color: var(--soft); font-size: .82rem; margin-top: 4px; overflow-wrap: anywhere }
 .js-plotly-plot .plotly .modebar { opacity: .6 }
 """
 
