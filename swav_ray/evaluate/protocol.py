@@ -42,9 +42,7 @@ class Protocol(Section):
         if list(self.step_epochs) != sorted(set(self.step_epochs)) or any(epoch < 1 for epoch in self.step_epochs):
             raise ValueError(f"step_epochs {list(self.step_epochs)} must rise, from 1 on")
         if (self.frozen == "all") != (self.lr == 0):
-            raise ValueError(
-                f"lr {self.lr:g} with frozen {self.frozen}: a frozen trunk has lr 0, one that learns a rate above it"
-            )
+            raise ValueError(f"lr {self.lr:g} with frozen {self.frozen}: lr is 0 where all is frozen, and above it elsewhere")
         return self
 
     def rate(self, epoch: int) -> float:

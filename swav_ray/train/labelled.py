@@ -21,6 +21,7 @@ from swav_ray.data.shards import Shards
 from swav_ray.errors import UserError
 from swav_ray.evaluate.subset import stratified
 
+MOST_BAD = 0.01  # of the rows; so many unreadable pictures are left out and counted
 KEPT_BYTES = 2 << 30  # of image files: what fits is read once and shuffled as a whole
 WINDOW_ROWS = 4096  # shuffled together where it does not
 TASK_ROWS = 32  # that one thread crops at a time
@@ -50,7 +51,7 @@ class LabelledRows:
         most_rows: about so many rows at most, every class alike.
 
     Raises:
-        UserError: no shards there, or no labels in them.
+        UserError: no shards there, no labels in them, or, of its batches, more unreadable pictures than `MOST_BAD`.
     """
 
     def __init__(self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0) -> None:
@@ -149,6 +150,11 @@ class LabelledRows:
         for _, group in itertools.groupby(done, key=lambda part: part[0]):
             parts = [(made, bad) for _, made, bad in group]
             self.bad.update(*(bad for _, bad in parts))
+            if len(self.bad) > MOST_BAD * len(self):
+                raise UserError(
+                    f"{self.uri}: {len(self.bad)} of {len(self):,} images cannot be read, {min(self.bad)} for one; more than "
+                    f"{MOST_BAD:.0%} are too many to score with; make the shards again"
+                )
             labels = np.concatenate([made.labels for made, _ in parts])
             if len(labels):
                 yield Labelled(np.concatenate([made.images for made, _ in parts]), labels)

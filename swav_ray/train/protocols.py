@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from swav_ray.errors import UserError, did_you_mean
 from swav_ray.evaluate.protocol import Protocol
+from swav_ray.swav.resnet import ResNet
 from swav_ray.train.backbones import View, load
 from swav_ray.train.classify import Classification, Epoch
 from swav_ray.train.labelled import LabelledRows
@@ -61,7 +62,8 @@ def run_protocol(
     if unreadable:
         yield f"  {unreadable} unreadable images were left out"
     if out is not None:
-        yield f"saved: {out}"
+        odd = not isinstance(loaded.backbone, ResNet) and not training.model.trunk_is_frozen
+        yield f"saved: {out}{f' (its weights are for your own {type(loaded.backbone).__name__} to load)' if odd else ''}"
 
 
 def _what(protocol: Protocol) -> str:
