@@ -120,7 +120,9 @@ def test_a_grid_is_its_cells(seed: int) -> None:
 
 
 def test_a_low_temperature_is_the_nearest_neighbour() -> None:
-    """``exp(1 / 0.001)`` is no float32."""
+    """``exp(1 / 0.001)`` is no float32: without care both classes would have infinite votes, and the first would win."""
+    near_and_nearer = at_degrees(5, 1), torch.tensor([0, 1]), at_degrees(0), torch.tensor([1])
+    assert knn(*near_and_nearer, k=2, temperature=1e-3).top1 == 1
     data = random_rows(4)
     assert knn(*data, k=20, temperature=1e-3).top1 == knn(*data, k=1).top1
     with pytest.raises(ValueError, match="temperature = 0"):

@@ -20,7 +20,7 @@ from swav_ray.evaluate.protocol import Protocol
 from swav_ray.train import labelled
 from swav_ray.train.backbones import View
 from swav_ray.train.classify import crop_config
-from swav_ray.train.labelled import LabelledRows
+from swav_ray.train.labelled import Labelled, LabelledRows
 from tests.data.pictures import encode, picture
 
 ROWS, CLASSES = 331, 5
@@ -33,6 +33,12 @@ def source(row: int) -> Source:
     pixels[..., 0] = 20 + 45 * (row % CLASSES)
     content = encode(Image.fromarray(pixels), quality=95, subsampling=0)
     return Source(f"{row:04d}", -1 if row % 10 == 9 else row % CLASSES, lambda: content)
+
+
+def labels_in(batch: Labelled) -> list[int]:
+    """As the pictures say."""
+    red = batch.images[..., 0].reshape(len(batch.images), -1).mean(axis=1)
+    return np.rint((red - 20) / 45).astype(int).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +83,7 @@ def test_every_picture_keeps_its_label(shards: str) -> None:
         seen = 0
         for batch in batches:
             assert batch.images.shape[1:] == (8, 8, 3) and len(batch.images) == len(batch.labels)
-            red = batch.images[..., 0].reshape(len(batch.images), -1).mean(axis=1)
-            assert np.rint((red - 20) / 45).astype(int).tolist() == batch.labels.tolist()
+            assert labels_in(batch) == batch.labels.tolist()
             seen += len(batch.labels)
         assert seen == len(LABELLED)
 
@@ -112,7 +117,9 @@ def test_unreadable_pictures_are_left_out_and_too_many_are_an_error(shards: str,
     config = crop_config(VIEW, Protocol(frozen="all"))
     rows = LabelledRows(spoil(shards, tmp_path / "some", 2))
     for batches in (rows.train_batches(config, 0, 50), rows.test_batches(VIEW.resize, VIEW.size)):
-        assert sum(len(batch.labels) for batch in batches) == len(LABELLED) - 2
+        made = list(batches)
+        assert sum(len(batch.labels) for batch in made) == len(LABELLED) - 2
+        assert all(labels_in(batch) == batch.labels.tolist() for batch in made)
     assert len(rows.bad) == 2
     many = LabelledRows(spoil(shards, tmp_path / "many", 20))
     for batches in (many.train_batches(config, 0, 50), many.test_batches(VIEW.resize, VIEW.size)):
