@@ -22,7 +22,7 @@ from tests.data.pictures import encode, picture
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "report", "export", "share", "receive")
+COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "finetune", "transfer", "report", "export", "share", "receive")
 
 
 class Ended(NamedTuple):
@@ -93,8 +93,10 @@ def test_options_of_the_documentation_are_there() -> None:
         "tune run": ("--set", "--trials", "--concurrency", "--dry-run"),
         "tune confirm": ("--set", "--concurrency"),
         "shard": ("--image", "--label", "--classes", "--max-side", "--quality", "--check"),
-        "probe": ("--test", "--train", "--size"),
-        "knn": ("--test", "--train", "--size", "--k"),
+        "probe": ("--test", "--train", "--size", "--protocol", "--set", "--out", "--quick"),
+        "knn": ("--test", "--train", "--size", "--k", "--temperature", "--quick"),
+        "finetune": ("--test", "--train", "--size", "--labels", "--freeze", "--protocol", "--set", "--out", "--quick"),
+        "transfer": ("--test", "--train", "--size", "--protocol", "--metric", "--set", "--out", "--quick"),
         "report": ("--out", "--images"),
         "export": ("--format",),
     }.items():
@@ -171,6 +173,26 @@ def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
         (["probe", "new_run"], ["new_run: has no complete checkpoint yet"]),
         (["knn", "empty"], ["empty: not a run (it has no config.yaml)"]),
         (["knn", "empty", "--k", "0"], ["--k 0: at least one neighbour must vote"]),
+        (["knn", "empty", "--k", "5,x"], ["--k 5,x: write numbers with commas between"]),
+        (["knn", "empty", "--temperature", "0"], ["--temperature 0: a temperature is above 0"]),
+        (
+            ["probe", "empty", "--protocol", "liner"],
+            ["no protocol 'liner' (did you mean 'linear'?); known are finetune,"],
+        ),
+        (["probe", "empty", "--protocol", "none.yaml"], ["none.yaml: no such file"]),
+        (["probe", "empty", "--set", "epochs=3"], ["--set and --out go with --protocol linear"]),
+        (
+            ["probe", "empty", "--protocol", "linear", "--set", "epoch=3"],
+            ["--set: unknown key 'epoch' (did you mean"],
+        ),
+        (["finetune", "empty", "--labels", "10"], ["--labels 10: a share above 0, up to 1"]),
+        (["finetune", "empty", "--freeze", "layer5"], ["--set: frozen = 'layer5': input should be 'none', 'layer1', "]),
+        (["finetune", "empty"], ["empty: not a run (it has no config.yaml)"]),
+        (["transfer", "empty", "--test", "any"], ["transfer: give the shards of the other data set with --train and --test"]),
+        (
+            ["transfer", "a", "--test", "b", "--train", "c", "--metric", "map"],
+            ["--metric map: not known; known are top1,"],
+        ),
         (["probe", "gs://bucket/run"], ["only local folders and s3:// are supported"]),
         (
             ["probe", "no_images/note.txt"],

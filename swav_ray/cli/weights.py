@@ -1,4 +1,4 @@
-"""What comes out: `probe`, `knn`, `report`, `export`, `share` and `receive`."""
+"""What comes out: `report`, `export`, `share` and `receive`."""
 
 from __future__ import annotations
 
@@ -8,42 +8,8 @@ from typing import Annotated
 import typer
 
 from swav_ray.cli.app import app, short
+from swav_ray.cli.evaluation import WeightsArgument
 from swav_ray.errors import UserError
-
-WeightsArgument = Annotated[
-    str, typer.Argument(metavar="RUN|FILE", help="a run, an export or a file of weights; local or s3://")
-]
-TestOption = Annotated[str | None, typer.Option(help="shards to score on instead of the run's test data")]
-TrainOption = Annotated[str | None, typer.Option(help="shards the classifier learns from instead of the run's training data")]
-SizeOption = Annotated[
-    int | None, typer.Option(help="of the images, px a side; else as trained, 224 for a file that does not say")
-]
-
-
-@app.command()
-def probe(run: WeightsArgument, test: TestOption = None, train: TrainOption = None, size: SizeOption = None) -> None:
-    """Score a backbone: linear classifier on its frozen features, on the test data."""
-    from swav_ray.train.scoring import score_run
-
-    for line in score_run(run, "probe", test, train=train, size=size):
-        print(line)
-
-
-@app.command()
-def knn(
-    run: WeightsArgument,
-    test: TestOption = None,
-    train: TrainOption = None,
-    size: SizeOption = None,
-    k: Annotated[int, typer.Option(help="neighbours")] = 20,
-) -> None:
-    """Score a backbone: weighted nearest neighbours on its frozen features, on the test data."""
-    if k < 1:
-        raise UserError(f"--k {k}: at least one neighbour must vote")
-    from swav_ray.train.scoring import score_run
-
-    for line in score_run(run, "knn", test, train=train, size=size, k=k):
-        print(line)
 
 
 @app.command()

@@ -24,6 +24,10 @@ class Score:
     l2: float = 0.0
     hits_N: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool), repr=False, compare=False)  # top-1
 
+    @property
+    def top5_stderr(self) -> float:
+        return math.sqrt(self.top5 * (1 - self.top5) / self.num_test)
+
     @classmethod
     def of(cls, scores_NC: Tensor, labels_N: Tensor, *, l2: float = 0.0) -> Score:
         """Count of test rows whose label is the best, or among the five best, of ``scores_NC``."""
@@ -32,6 +36,13 @@ class Score:
         top1 = hits[:, 0].double().mean().item()
         count = len(labels_N)
         return cls(top1, hits.any(dim=1).double().mean().item(), math.sqrt(top1 * (1 - top1) / count), count, l2, hits[:, 0])
+
+
+def mean_per_class(hits_N: Tensor, labels_N: Tensor) -> tuple[float, float]:
+    """The mean over the classes of each one's share of hits, and its standard error; classes without rows do not count."""
+    classes, which, rows = labels_N.unique(return_inverse=True, return_counts=True)
+    share = torch.zeros(len(classes), dtype=torch.double).index_add_(0, which, hits_N.double()) / rows
+    return share.mean().item(), (share * (1 - share) / rows).sum().sqrt().item() / len(classes)
 
 
 def check_rows(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:

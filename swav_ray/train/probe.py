@@ -33,9 +33,9 @@ class Labelled:
     ids: list[str]
 
 
-def load_images(config: Config, uri: str) -> Labelled:
-    """All labelled images of a data set; none if the shards hold no labels."""
-    return _load(uri, None, 0, 1, *evaluation_sizes(config))
+def load_images(config: Config, uri: str, max_rows: int | None = None) -> Labelled:
+    """All labelled images of a data set, or about ``max_rows`` of them; none if the shards hold no labels."""
+    return _load(uri, max_rows, 0, 1, *evaluation_sizes(config))
 
 
 _KEPT: dict[tuple[Any, ...], Labelled] = {}  # the last: wanted again at the next probe, and by a sweep's next trial here

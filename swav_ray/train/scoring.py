@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from pydantic import ValidationError
 
 from swav_ray.config import Config
 from swav_ray.errors import UserError
-from swav_ray.evaluate import Score, knn, linear_probe
+from swav_ray.evaluate import Score, knn_grid, linear_probe
 from swav_ray.train.backbones import Loaded, View, load
 from swav_ray.train.probe import features_of, load_images, pixel_features
 
 SVM_ROWS = 10_000  # its cost grows with the square
+QUICK_ROWS = 2000, 1000  # of `--quick`: to learn from, and to score on
+QUICK = "quick: some of the images, to see that it works"
 
 
 def score_run(
-    uri: str, kind: str, test: str | None, *, train: str | None = None, size: int | None = None, k: int = 20
+    uri: str,
+    kind: str,
+    test: str | None,
+    *,
+    train: str | None = None,
+    size: int | None = None,
+    k: int | Sequence[int] = 20,
+    temperature: float | Sequence[float] = 0.07,
+    quick: bool = False,
 ) -> Iterator[str]:
     """Lines that say what the features of a run, an export or a file of weights are worth, with standard errors.
 
@@ -26,43 +36,54 @@ def score_run(
         test: shards to score on; by default the run's own test data.
         train: shards the classifier learns from; by default the run's own.
         size: pixels a side of the images; by default what the run trained on, 224 for weights that do not say.
+        k, temperature: of ``knn``; every k is scored with every temperature.
+        quick: with about :data:`QUICK_ROWS` images only.
 
     Raises:
         UserError: no data, no labels, or no such weights.
     """
+    ks, temperatures = [k] if isinstance(k, int) else k, [temperature] if isinstance(temperature, float) else temperature
     loaded = load(uri)
-    config, backbone = _scored_on(uri, loaded, train, test, size), loaded.backbone
+    config, backbone = scored_on(uri, loaded, train, test, size), loaded.backbone
     place = config.data.test
-    shown, held = load_images(config, config.data.train), load_images(config, place)
+    most = QUICK_ROWS if quick else (None, None)
+    shown, held = load_images(config, config.data.train, most[0]), load_images(config, place, most[1])
     for name, data in ((config.data.train, shown), (place, held)):
         if not len(data.labels):
             raise UserError(f"{name}: holds no labelled images, so there is nothing to score with")
     labels, test_labels = torch.from_numpy(shown.labels), torch.from_numpy(held.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def score(train_features: torch.Tensor, test_features: torch.Tensor) -> Score:
-        if kind == "knn":
-            return knn(train_features, labels, test_features, test_labels, k=k)
-        return linear_probe(train_features, labels, test_features, test_labels)
+    def lines(name: str, train_features: torch.Tensor, test_features: torch.Tensor) -> Iterator[str]:
+        rows = train_features, labels, test_features, test_labels
+        if kind != "knn":
+            yield _line(name, linear_probe(*rows))
+            return
+        scores = knn_grid(*rows, ks=ks, temperatures=temperatures)
+        for (neighbours, heat), score in scores.items():
+            which = f"k {neighbours:<5} temperature {heat:<6g}" if len(scores) > 1 else ""
+            yield _line(name, score, which)
 
-    def of(module: torch.nn.Module) -> Score:
+    def of(name: str, module: torch.nn.Module) -> Iterator[str]:
         module = module.to(device)
-        return score(features_of(config, module, shown.images, device), features_of(config, module, held.images, device))
+        yield from lines(name, *(features_of(config, module, data.images, device) for data in (shown, held)))
 
-    what = f"weighted {k}-NN" if kind == "knn" else "linear probe"
+    what = f"weighted {'/'.join(map(str, ks))}-NN" if kind == "knn" else "linear probe"
     yield f"{what} on {len(test_labels):,} test images ({place}), classifier from {len(labels):,} training images"
-    yield _line("this run" if loaded.run else "these weights", of(backbone))
+    if quick:
+        yield QUICK
+    yield from of("this run" if loaded.run else "these weights", backbone)
     torch.manual_seed(config.seed)
-    yield _line("untrained backbone", of(loaded.untrained()))
+    yield from of("untrained backbone", loaded.untrained())
     pixels, test_pixels = pixel_features(shown.images), pixel_features(held.images)
-    yield _line("raw 16x16 pixels", score(pixels, test_pixels))
+    yield from lines("raw 16x16 pixels", pixels, test_pixels)
     if kind == "probe" and len(pixels) <= SVM_ROWS:
         svm = _svm(pixels, labels, test_pixels, test_labels)
         if svm is not None:
             yield _line("RBF-SVM on pixels", svm)
 
 
-def _scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, size: int | None) -> Config:
+def scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, size: int | None) -> Config:
     """The configuration by which images are loaded and shown to the backbone."""
     data = loaded.run.data if loaded.run else None
     learnt_from, scored_on = train or (data.train if data else ""), test or (data.test if data else "")
@@ -105,5 +126,6 @@ def _svm(pixels: torch.Tensor, labels: torch.Tensor, test_pixels: torch.Tensor, 
     return Score.of(scores, torch.where(classes[column] == test_labels, column, -1))  # a class never trained on is a miss
 
 
-def _line(name: str, score: Score) -> str:
-    return f"  {name:<20} top-1 {score.top1:.4f} ± {score.top1_stderr:.4f}   top-5 {score.top5:.4f}"
+def _line(name: str, score: Score, which: str = "") -> str:
+    top1, top5 = f"{score.top1:.4f} ± {score.top1_stderr:.4f}", f"{score.top5:.4f} ± {score.top5_stderr:.4f}"
+    return f"  {name:<20} {which}top-1 {top1}   top-5 {top5}"

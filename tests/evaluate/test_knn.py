@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swav_ray.evaluate import knn
+from swav_ray.evaluate import knn, knn_grid
 
 
 def at_degrees(*degrees: float) -> Tensor:
@@ -103,3 +103,27 @@ def test_rows_that_cannot_be_scored_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             knn(*arguments, **options)
+
+
+def test_several_k_and_temperatures_by_hand() -> None:
+    """The figures of `test_votes_by_hand`, of one search."""
+    rows = at_degrees(10, 40, 45, 180), torch.tensor([1, 0, 0, 1]), at_degrees(0), torch.tensor([1])
+    scores = knn_grid(*rows, ks=[1, 3], temperatures=[0.07, 1.0])
+    assert {which: score.top1 for which, score in scores.items()} == {(1, 0.07): 1, (1, 1.0): 1, (3, 0.07): 1, (3, 1.0): 0}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_grid_is_its_cells(seed: int) -> None:
+    data = random_rows(seed)
+    for (k, temperature), score in knn_grid(*data, ks=[7, 1, 90], temperatures=[1.0, 0.07], chunk_rows=9).items():
+        assert score == knn(*data, k=k, temperature=temperature)
+
+
+def test_a_low_temperature_is_the_nearest_neighbour() -> None:
+    """``exp(1 / 0.001)`` is no float32: without care both classes would have infinite votes, and the first would win."""
+    near_and_nearer = at_degrees(5, 1), torch.tensor([0, 1]), at_degrees(0), torch.tensor([1])
+    assert knn(*near_and_nearer, k=2, temperature=1e-3).top1 == 1
+    data = random_rows(4)
+    assert knn(*data, k=20, temperature=1e-3).top1 == knn(*data, k=1).top1
+    with pytest.raises(ValueError, match="temperature = 0"):
+        knn(*data, temperature=0)

@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from swav_ray.evaluate import Score, linear_probe
+from swav_ray.evaluate import Score, linear_probe, mean_per_class
 from swav_ray.evaluate.linear_probe import _fit
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -111,6 +111,25 @@ def test_the_standard_error_is_that_of_a_share(hits: int, rows: int) -> None:
     assert score.top1 == pytest.approx(share)
     assert score.top1_stderr == pytest.approx(math.sqrt(share * (1 - share) / rows))
     assert score.num_test == rows
+
+
+def test_the_top_fives_error_is_that_of_its_own_share() -> None:
+    score = Score.of(SCORES_NC, torch.tensor([0, 4, 5, 5]))
+    assert score.top5_stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+def test_mean_per_class_by_hand() -> None:
+    """Class 0: 3 of 4, class 2: 0 of 1, class 7: 1 of 2; the others have no rows. Of all rows 4 of 7 are right."""
+    hits, labels = torch.tensor([1, 1, 1, 0, 0, 1, 0]).bool(), torch.tensor([0, 0, 0, 0, 2, 7, 7])
+    value, error = mean_per_class(hits, labels)
+    assert value == pytest.approx((3 / 4 + 0 + 1 / 2) / 3)
+    assert error == pytest.approx(math.sqrt((3 / 4) * (1 / 4) / 4 + 0 + (1 / 2) * (1 / 2) / 2) / 3)
+
+
+def test_mean_per_class_of_equal_classes_is_top1() -> None:
+    labels = torch.arange(60) % 6
+    hits = torch.rand(60, generator=torch.Generator().manual_seed(0)) < 0.7
+    assert mean_per_class(hits, labels)[0] == pytest.approx(hits.double().mean().item())
 
 
 # --- choosing l2
