@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,18 +18,13 @@ from typer.testing import CliRunner
 import swav_ray
 from swav_ray import cli
 from swav_ray.config import Config, load_config, recipe_names
+from tests.commands import Ended, run_command
 from tests.data.pictures import encode, picture
 
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
 COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "finetune", "transfer", "report", "export", "share", "receive")
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -41,17 +37,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     monkeypatch.setattr("swav_ray.train.session.connect", no_ray)
     monkeypatch.chdir(tmp_path)
 
-    def run(*args: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["swav-ray", *args])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        return Ended(code, *capsys.readouterr())
-
-    return run
+    return functools.partial(run_command, monkeypatch, capsys)
 
 
 def assert_one_line(ended: Ended, *said: str) -> None:

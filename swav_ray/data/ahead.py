@@ -18,7 +18,7 @@ class Ahead:
     """An iterable's items made in a thread, at most ``depth`` ahead of their use; the thread starts now."""
 
     def __init__(self, items: Iterable[Any], depth: int = 2) -> None:
-        self._items = items
+        self._items = items  # closed, if it is a generator, by the thread that runs it
         self._ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         threading.Thread(target=self._work, name="swav-ray-data", daemon=True).start()
@@ -52,6 +52,9 @@ class Ahead:
             self._put(("end", None))
         except BaseException as error:  # handed to the consumer, who raises it
             self._put(("error", error))
+        finally:
+            if isinstance(self._items, Generator):
+                self._items.close()
 
 
 def in_threads(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Generator[_R]:

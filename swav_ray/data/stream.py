@@ -179,14 +179,17 @@ class Stream:
             yield ray_iterators(self, leg, world_size)
 
     def batches_of(self, start: Position, legs: Iterable[Iterable[Any]], rank: int, world_size: int) -> Generator[Batch]:
-        """One worker's batches from the :func:`tables` of its iterators of :meth:`on_ray`."""
+        """One worker's batches from the :func:`tables` of its iterators of :meth:`on_ray`.
+
+        Made in the caller's thread: to go on to the next leg may be a collective of all workers.
+        """
 
         def blocks() -> Iterator[Block]:
             for leg in legs:
                 for table in leg:
                     yield from from_table(table)
 
-        return iter_ahead(self._batches(start, blocks(), rank, world_size))
+        return self._batches(start, blocks(), rank, world_size)
 
     def _dealt(self, start: Position, world_size: int) -> Iterator[tuple[Span, int]]:
         """:meth:`_short_spans`, each with the number of blocks that were dealt before it."""

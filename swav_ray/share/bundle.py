@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.model_card import CARD, card_of
 from swav_ray.share.contents import CHUNK, FORMAT, MANIFEST, MOST_BYTES, check_content, check_kind, plain_name
+from swav_ray.train.backbones import read_config
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 
@@ -87,10 +86,7 @@ def _of_file(source: str, place: Storage, scratch: Path) -> tuple[str, dict[str,
 
 
 def _of_run(source: str, run: Storage, scratch: Path) -> tuple[str, dict[str, Any], list[Path]]:
-    try:
-        config = Config.model_validate(yaml.safe_load(run.read(CONFIG)))
-    except (ValueError, yaml.YAMLError):
-        raise UserError(f"{source}/{CONFIG}: not a configuration of this version") from None
+    config = read_config(source)
     about = {"config_hash": config.hash()} | _weights(source, run, config, scratch)
     (scratch / CONFIG).write_text(shareable(config).to_yaml())
     _metrics(run, scratch)

@@ -16,15 +16,17 @@ ONEDNN_BLOCK = 16  # channels
 
 
 class _StridedPointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride: the pixels it looks at, then the convolution.
+    """A 1x1 convolution with a stride, its channels filled up to a block with zeros.
 
-    On CPUs oneDNN's own writes past its workspace in the backward pass of fewer channels than a block (oneDNN issue 6035):
-    wrong gradients, a crash or a hang, by chance.
+    On CPUs oneDNN writes past its workspace in the backward pass of fewer channels (oneDNN issue 6035): a crash, and by that
+    report wrong gradients or a hang.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        rows, columns = self.stride
-        return nn.functional.conv2d(input[..., ::rows, ::columns], self.weight)
+        missing = (0, 0, 0, 0, 0, ONEDNN_BLOCK - self.in_channels)
+        return nn.functional.conv2d(
+            nn.functional.pad(input, missing), nn.functional.pad(self.weight, missing), stride=self.stride
+        )
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:

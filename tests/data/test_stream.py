@@ -272,6 +272,23 @@ def test_legs_and_spans_change_nothing(
         assert [batch.ids for batch in got[rank]] == [batch.ids for batch in here]
 
 
+def test_the_next_leg_is_asked_for_in_the_consumers_thread(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers meet in a collective for it (`train/feed.py`), which may not run beside those of a step."""
+    monkeypatch.setattr(stream_module, "WINDOWS_PER_SPAN", 1)
+    monkeypatch.setattr(stream_module, "SPANS_PER_LEG", 1)
+    monkeypatch.setattr(stream_module, "ray_iterators", deal)
+    stream = WithoutCrops(small_config(uri))
+    asked = []
+
+    def legs() -> Iterator[Iterator[pa.Table]]:
+        for leg in stream.on_ray(Position(), 2):
+            asked.append(threading.current_thread())
+            yield tables(leg[0])
+
+    assert len(list(stream.batches_of(Position(), legs(), 0, 2))) == 18
+    assert len(asked) > 2 and set(asked) == {threading.current_thread()}
+
+
 def swapped(blocks: list[Block]) -> list[Block]:
     return [blocks[1], blocks[0], *blocks[2:]]
 
@@ -299,7 +316,7 @@ def test_a_block_out_of_step_is_refused(uri: str, damage: Callable[[list[Block]]
 
 
 def reading_threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "swav-ray-data"}
+    return {thread for thread in threading.enumerate() if thread.name.startswith("swav-ray")}
 
 
 def test_an_error_in_the_reading_thread_reaches_the_consumer(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,10 +348,12 @@ def test_closing_early_ends_the_thread(uri: str, taken: int) -> None:
     batches = WithoutCrops(small_config(uri, epochs=10**6)).local(Position())
     for _ in range(taken):
         next(batches)
-    (thread,) = reading_threads() - before
+    threads = reading_threads() - before
+    assert len(threads) > 1  # one reads, others crop
     batches.close()
-    thread.join(timeout=30)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
 
 
 def test_a_stream_that_is_never_read_starts_no_thread(uri: str) -> None:

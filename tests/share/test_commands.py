@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from swav_ray import cli
+from tests.commands import run_command
 from tests.share.send_server import SendServer
 
 Call = Callable[..., tuple[int, str, str]]
@@ -18,19 +19,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """``swav-ray ARGS``: exit code, standard output, standard error."""
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["swav-ray", *args])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_command, monkeypatch, capsys)
 
 
 def test_there_and_back(call: Call, server: SendServer, weights: Path, here: Path) -> None:

@@ -141,8 +141,7 @@ def test_codes_loss_and_gradients_are_those_of_the_undivided_step(shards, tmp_pa
         for name, value in of_ranks[0][1]["gradients"].items():
             assert torch.equal(parts["gradients"][name], value), name
     differences = _compare(of_ranks)
-    # A matrix product over fewer rows may sum in another order; the exponential of scores / epsilon enlarges that 20 times.
-    assert differences["codes"] < tolerance / 2, differences
+    assert differences["codes"] < tolerance / 10, differences
     assert differences["loss"] < tolerance and differences["gradients"] < tolerance, differences
 
 

@@ -224,7 +224,7 @@ def test_a_killed_process_takes_its_run_with_it(quiet, shards, tmp_path):
     trial = Trial.remote(config)
     assert ray.get(trial.first_row.remote())["workers"] == 2
     os.kill(ray.get(trial.pid.remote()), signal.SIGKILL)
-    eventually("controller and workers to go", lambda: ray.available_resources().get("CPU") == 4)
+    eventually("controller and workers to go", lambda: ray.available_resources().get("CPU") == 4, 5.0)
     assert not [row for row in actors().values() if row["State"] != "DEAD" and not row["Name"]]
     assert len(reservations()) == 1, "Ray does not take that back before it expires"
     clear_away(config)
