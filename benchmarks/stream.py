@@ -90,7 +90,7 @@ class Rows(IterableDataset[list[torch.Tensor]]):
 
 
 def dataloader(config: Config, cores: int) -> Iterator[Any]:
-    yield from DataLoader(Rows(config), batch_size=None, num_workers=cores, prefetch_factor=2, multiprocessing_context="fork")
+    yield from DataLoader(Rows(config), batch_size=None, num_workers=cores, prefetch_factor=2, multiprocessing_context="spawn")
 
 
 def worker(config: Config, cores: int) -> Iterator[Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import itertools
 import pickle
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,9 @@ if TYPE_CHECKING:
 
     from swav_ray.data.stream import Block, Span, Stream
 
-READERS = 2  # spans read at a time; a reader waits most of the time, and holds no processor
+CPUS_PER_READER = 4  # of the cluster; a reader holds no processor, but what it reads out of turn waits in Ray's store
+CROP_CPUS = 0.5  # of a cropping task: Ray fills free places ten times a second only, so a second task waits at each processor
+KEPT_BYTES = 512 << 20  # of freed memory that a process keeps for its next task, where it would be cleared page by page again
 ROWS_PER_TASK = 128  # cropped by one task at most: its start and the book-keeping of what it makes cost some milliseconds
 ROWS_AHEAD = 2048  # dealt at a time at most, and held by a reader as JPEGs
 
@@ -38,6 +43,7 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
                 yield {"blocks": [pickle.dumps(blocks, protocol=5)]}
 
     def crop(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        keep_memory()
         for cell in batch["blocks"]:
             yield to_table([stream.crop(block) for block in pickle.loads(cell)])
 
@@ -48,9 +54,9 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     # Different CPU shares keep Ray from fusing the two, so that what one task reads is cropped in parallel.
-    readers = ray.data.TaskPoolStrategy(size=READERS)
-    cropped = dataset.map_batches(read, batch_size=1, num_cpus=0, compute=readers).map_batches(crop, batch_size=1, num_cpus=1)
-    return list(cropped.streaming_split(world_size, equal=False))
+    readers = ray.data.TaskPoolStrategy(size=max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_PER_READER))
+    jpegs = dataset.map_batches(read, batch_size=1, num_cpus=0, compute=readers)
+    return list(jpegs.map_batches(crop, batch_size=1, num_cpus=CROP_CPUS).streaming_split(world_size, equal=False))
 
 
 def hands(stream: Stream, span: Span, dealt: int, world_size: int) -> Iterator[list[Block]]:
@@ -61,6 +67,15 @@ def hands(stream: Stream, span: Span, dealt: int, world_size: int) -> Iterator[l
         for rank in range(world_size):
             yield blocks[(rank - dealt) % world_size :: world_size]
         dealt += len(blocks)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Let this process keep what it frees; where the C library is not glibc, nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        set_option = ctypes.CDLL("libc.so.6").mallopt
+        set_option(-1, KEPT_BYTES)  # M_TRIM_THRESHOLD
+        set_option(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest: smaller pieces come from what is kept
 
 
 def to_table(blocks: Sequence[Block]) -> pa.Table:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import ray.data
     from torch import Tensor
 
-WINDOWS_PER_SPAN = 8  # a read task's share; at its ends a window may be read twice
+WINDOWS_PER_SPAN = 4  # a read task's share; at its ends a window may be read twice, and all of it may have to wait its turn
 SPANS_PER_LEG = 4096  # read tasks planned ahead at a time
 
 
