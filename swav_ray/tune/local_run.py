@@ -87,6 +87,7 @@ class LocalRun:
         SIGNALS.ask(Request.STOP)
         self._may_go.release()  # also for a thread that only now comes to an epoch's end
         self._thread.join()
+        SIGNALS.clear()  # the request was this run's
 
     def _main(self) -> None:
         self._cpu = time.process_time()

@@ -15,6 +15,7 @@ from swav_ray.train import faults as injected
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import Faults
 from swav_ray.train.metrics import read_metrics
+from swav_ray.train.signals import SIGNALS, Request
 from swav_ray.tune import local_run
 from swav_ray.tune.local_run import LocalRun
 from swav_ray.tune.trial import LIVES, count_life
@@ -73,6 +74,7 @@ def test_stopped_at_a_verdict_it_ends_without_another_step(config):
     run.next_row(LONG)
     run.close()
     assert not run._thread.is_alive()
+    assert SIGNALS.request is Request.NONE, "the next training in this process would stop after its first step"
     losses = [row for row in read_metrics(Storage(config.storage) / "run") if "loss" in row]
     assert losses[-1]["step"] == 9, "it went on into the second epoch"
 
