@@ -12,7 +12,7 @@ import pytest
 from tests.outage import Proxy
 
 # Ray's workers run at niceness 15 otherwise, and starve beside the tests of another file.
-os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: SIM112 - Ray's own spelling
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 S3_BUCKET = "swav-ray-tests"
 
