@@ -192,11 +192,9 @@ def _local(values: dict[str, Any], text: str) -> list[str]:
 
 def aws_mistakes(machine: dict[str, Any]) -> list[str]:
     """Against the description of RunInstances that Amazon's own client carries."""
-    from botocore.session import get_session
     from botocore.validate import ParamValidator
 
-    shape = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
-    report = ParamValidator().validate({**machine, "MinCount": 1, "MaxCount": 1}, shape).generate_report()
+    report = ParamValidator().validate({**machine, "MinCount": 1, "MaxCount": 1}, _run_instances()).generate_report()
     found = [f": {line}" for line in report.splitlines()]
     image = machine.get("ImageId", "")
     if not re.match(r"resolve:ssm:/aws/service/deeplearning/ami/x86_64/[a-z0-9.-]+/latest/ami-id$|ami-[0-9a-f]{17}$", image):
@@ -204,6 +202,13 @@ def aws_mistakes(machine: dict[str, Any]) -> list[str]:
     if "Name" not in machine.get("IamInstanceProfile", {}):
         found.append(".IamInstanceProfile: without it Ray's workers have no rights to the bucket")
     return found
+
+
+@functools.cache
+def _run_instances() -> Any:
+    from botocore.session import get_session
+
+    return get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
 @functools.cache

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from swav_ray.cli import app
@@ -50,8 +49,8 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
         command, words = command.commands[words[0]], words[1:]
     try:
         return " ".join(names), dict(command.make_context(names[-1], list(words)).params)
-    except (click.ClickException, UserError) as error:
-        raise ValueError(getattr(error, "message", str(error))) from None
+    except typer.BadParameter.__base__ as error:  # typer's UsageError, which has no public name
+        raise ValueError(error.format_message()) from None
 
 
 def run_mistakes(words: list[str], groups: list[Group], files: dict[str, str] | None = None) -> list[str]:
@@ -133,6 +132,6 @@ def _tune_mistakes(options: dict[str, Any], groups: list[Group], files: dict[str
         )
     if low * gpus > gpu.least * gpu.gpus:
         found.append(
-            f"space.yaml: resources.workers {low}: {gpu.key} keeps {gpu.least} nodes, and a sweep starts no trial without its GPUs"
+            f"space.yaml: resources.workers {low}: {gpu.key} keeps {gpu.least} nodes, and no trial starts without its GPUs"
         )
     return found + fit_mistakes("space.yaml: resources", gpus, space.resources.cpus_per_worker, groups)
