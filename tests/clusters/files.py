@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from jsonschema import Draft7Validator
 
 from swav_ray.config_sections import Elastic
@@ -34,6 +35,22 @@ class Group(NamedTuple):
     most: int
     cpus: float
     gpus: float
+
+
+class _Once(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C where it can be: much is read here
+    """Refuses a key that stands twice in a mapping, as kubectl does; PyYAML takes the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
+def documents(text: str) -> list[Any]:
+    """What a YAML file holds."""
+    return list(yaml.load_all(text, _Once))
 
 
 def name_of(path: Iterable[Any]) -> str:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import click
 import kubernetes_validate
-import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
@@ -18,13 +17,14 @@ from tests.clusters.files import (
     PROJECT,
     RESTART_SECONDS,
     Group,
+    documents,
     gibibytes,
     name_of,
     schema_mistakes,
     secret_mistakes,
 )
 from tests.clusters.image import base
-from tests.clusters.runs import commands_in, parse, run_mistakes
+from tests.clusters.runs import commands_in, parse, ray_command, run_mistakes
 
 KUBERNETES = "1.33"  # whose schemas are taken; what we use is older
 SCHEMA = json.loads(Path(__file__).with_name("kuberay.schema.json").read_text())
@@ -51,7 +51,7 @@ class Pod(NamedTuple):
 def mistakes(text: str) -> list[str]:
     """``key: what is wrong`` for everything that is wrong with a file for KubeRay."""
     found = secret_mistakes(text)
-    *others, ours = yaml.safe_load_all(text)
+    *others, ours = documents(text)
     found += schema_mistakes(ours, SCHEMA)
     for other in others:
         found += _kubernetes_mistakes(other, other.get("kind", "the file"))
@@ -105,8 +105,6 @@ def _autoscaler_options(cluster: dict[str, Any], at: str) -> list[str]:
 
 
 def _pod_mistakes(pod: Pod, config_maps: set[str]) -> list[str]:
-    from ray.scripts.scripts import start
-
     container, found = pod.container, []
     if container["image"].rpartition(":")[2] != PROJECT["version"]:
         found.append(
@@ -128,7 +126,7 @@ def _pod_mistakes(pod: Pod, config_maps: set[str]) -> list[str]:
             found.append(f"{pod.names('volumes')}: the file has no ConfigMap {volume['configMap']['name']!r}")
     arguments = [f"--{key}={value}" for key, value in pod.group.get("rayStartParams", {}).items()]
     try:
-        options = start.make_context("start", arguments).params
+        options = ray_command().commands["start"].make_context("start", arguments).params
     except click.ClickException as error:
         return [*found, f"{pod.key}.rayStartParams: {error.format_message()}"]
     shared = [volumes.get(mount["name"], {}) for mount in container.get("volumeMounts", []) if mount["mountPath"] == "/dev/shm"]
@@ -240,5 +238,5 @@ def _mounted(head: Pod, others: list[dict[str, Any]]) -> dict[str, str]:
 
 def cluster_groups(text: str) -> list[Group]:
     """The groups of workers of a file that is right."""
-    *_, ours = yaml.safe_load_all(text)
+    *_, ours = documents(text)
     return _groups(ours["spec"]["rayClusterSpec"] if ours["kind"] == "RayJob" else ours["spec"], "spec")

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from tests.clusters.files import (
     MARKET,
     PROJECT,
     RESTART_SECONDS,
     Group,
+    documents,
     gibibytes,
     schema_mistakes,
     secret_mistakes,
 )
-from tests.clusters.runs import commands_in, fit_mistakes, parse, range_mistakes
+from tests.clusters.runs import commands_in, fit_mistakes, parse, range_mistakes, ray_command
 
 RANGE = re.compile(r"^# For runs of --workers (\d+):(\d+) \(one worker a GPU\)", re.MULTILINE)
 LOCAL_KEYS = {"coordinator_address", "external_head_ip"}  # of provider: local, which Ray's schema leaves out
@@ -29,7 +29,7 @@ LOCAL_KEYS = {"coordinator_address", "external_head_ip"}  # of provider: local, 
 
 def mistakes(text: str) -> list[str]:
     """``key: what is wrong`` for everything that is wrong with a cluster file."""
-    values = yaml.safe_load(text)
+    (values,) = documents(text)
     schema = ray_schema()
     local = values.get("provider", {}).get("type") == "local"
     # Ray takes min_workers of one's own machines out before it looks.
@@ -82,8 +82,6 @@ def _common(values: dict[str, Any]) -> list[str]:
 
 
 def _start_mistakes(values: dict[str, Any], key: str) -> list[str]:
-    from ray.scripts.scripts import start
-
     found, sizes = [], []
     for words in commands_in("\n".join(values[key])):
         words = words[1:] if words[0] == "nohup" else words
@@ -97,7 +95,7 @@ def _start_mistakes(values: dict[str, Any], key: str) -> list[str]:
                 found.append(f"{' '.join(words)}: not a watch for notices of {values['provider']['type']}")
         elif words[:2] == ["ray", "start"]:
             try:
-                sizes.append(start.make_context("start", words[2:]).params["object_store_memory"])
+                sizes.append(ray_command().commands["start"].make_context("start", words[2:]).params["object_store_memory"])
             except click.ClickException as error:
                 found.append(error.format_message())
     shared = re.search(r"--shm-size=(\S+)", " ".join(values["docker"]["run_options"]))

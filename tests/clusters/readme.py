@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
-
-from tests.clusters.files import CLUSTERS, PROJECT, ROOT, Group, secret_mistakes
+from tests.clusters.files import CLUSTERS, PROJECT, ROOT, Group, documents, secret_mistakes
 from tests.clusters.ray_up import prepare
-from tests.clusters.runs import commands_in, run_mistakes
+from tests.clusters.runs import commands_in, ray_command, run_mistakes
 
 OURS = re.compile(r"clusters/[A-Za-z.-]+")
 
@@ -57,9 +55,8 @@ def _block_mistakes(block: str) -> list[str]:
 def _ray_mistake(words: list[str]) -> str | None:
     """Whether `ray` has this command and its options."""
     import click
-    from ray.scripts.scripts import cli
 
-    command: Any = cli
+    command: Any = ray_command()
     rest = [word for word in words[1:] if word]
     while isinstance(command, click.Group):
         if rest[0] not in command.commands:
@@ -74,7 +71,7 @@ def _ray_mistake(words: list[str]) -> str | None:
 
 def groups_of(text: str) -> list[Group]:
     """The nodes that `ray up` may start beside the head; machines of one's own have one GPU each, as their file says."""
-    prepared = prepare(yaml.safe_load(text))
+    prepared = prepare(documents(text)[0])
     if prepared["provider"]["type"] == "local":
         count = prepared["max_workers"]
         return [Group("provider.worker_ips", 1, count, 8, 1)]
@@ -109,7 +106,7 @@ def _cost_mistakes(text: str) -> list[str]:
     assert costs is not None
     found = []
     for name, *said in ([cell.strip(" `") for cell in row.strip("|").split("|")] for row in costs[1].splitlines()):
-        values = yaml.safe_load((CLUSTERS / name).read_text())
+        (values,) = documents((CLUSTERS / name).read_text())
         nodes = values["available_node_types"]
         each = {kind: _price(node, prices) for kind, node in nodes.items()}
         if None in each.values():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,26 @@ def commands_in(script: str) -> list[list[str]]:
     return [command for command in commands if command]
 
 
+@functools.cache
+def ray_command() -> Any:
+    """The command line of Ray; its import warns of what Ray itself does."""
+    with warnings.catch_warnings(action="ignore"):
+        from ray.scripts.scripts import cli
+    return cli
+
+
+@functools.cache
+def _command_line() -> Any:
+    return typer.main.get_command(app)
+
+
 def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
     """A command of ours and its options.
 
     Raises:
         ValueError: there is no such command or option.
     """
-    command: Any = typer.main.get_command(app)
+    command = _command_line()
     names = []
     while hasattr(command, "commands"):
         if names == ["tune"] and words[0] not in command.commands:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from tests.clusters import image, kuberay, ray_up, readme
 from tests.clusters.files import CLUSTERS, ROOT
@@ -33,7 +34,10 @@ KUBERAY = ["kuberay-raycluster.yaml", *RAYJOBS]
 
 
 def told(name: str, text: str) -> list[str]:
-    return [f"clusters/{name}: {mistake}" for mistake in CHECKS[name](text)]
+    try:
+        return [f"clusters/{name}: {mistake}" for mistake in CHECKS[name](text)]
+    except yaml.YAMLError as error:
+        return [f"clusters/{name}: {' '.join(str(error).split())}"]
 
 
 def test_no_file_is_left_unchecked() -> None:
@@ -91,6 +95,8 @@ PLANTED = [
     ),
     Planted(["kuberay-rayjob-tune.yaml"], "\ndata:\n", "\ndat:\n", "ConfigMap", "'dat' was unexpected"),
     Planted(["Dockerfile"], "WORKDIR", "WORKDIRECTORY", "line", "DL1000"),
+    Planted(RAY_UP, "\nauth:", "\nauth: {}\nauth:", "line", "'auth' stands twice"),
+    Planted(KUBERAY, "\nspec:", "\nkind: RayJob\nspec:", "line", "'kind' stands twice"),
     # wrong ranges
     Planted(CLOUD, "\nmax_workers: ", "\nmax_workers: 1", "max_workers", "its kinds of nodes make"),
     Planted(SPOT, "max_workers: 8", "max_workers: 6", "available_node_types.gpu", "--workers 1:8"),
