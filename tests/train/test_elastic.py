@@ -166,6 +166,28 @@ def test_rank_0_itself_is_given_notice(one_node, shards, trace, tmp_path):
     assert [row["step"] for row in losses_of(config)] == list(range(1, 37))
 
 
+@pytest.mark.slow
+def test_a_whole_cluster_that_ends_leaves_all_saved(one_node, shards, trace, tmp_path):
+    """`swav-ray drain` on every node, as the pods of clusters/ do when their cluster is deleted: no step is done twice."""
+    trace.unlink(missing_ok=True)
+    config = small_config(shards, str(tmp_path), "ended", **ELASTIC | {"epochs": 4, "checkpoint.every_steps": 1000})
+    run = Run(config, tmp_path)
+    run.wait_for_steps(3, 1)
+    node = one_node.nodes[0]
+    drain = [sys.executable, "-m", "swav_ray", "drain", "--seconds", "60", "--node-id", node.node_id]
+    with subprocess.Popen(drain) as leaving:
+        run.wait_for("a checkpoint", Checkpoints(run.folder / "checkpoints").newest)
+        run.process.kill()  # the head
+        one_node.kill_node(node)
+        leaving.kill()
+    one_node.add_node()
+
+    again = Run(config, tmp_path)
+    assert again.end() and again.process.returncode == 0
+    assert [row["step"] for row in losses_of(config)] == list(range(1, 37))
+    assert [step.done for step in read_trace(trace)] == list(range(36)), "each step once"
+
+
 def test_a_stop_is_graceful_and_the_same_command_goes_on(one_node, shards, tmp_path):
     """SIGTERM, as `ray job stop` sends it: the step is finished, all is saved, and nothing is done again."""
     config = small_config(shards, str(tmp_path), "stopped", **ELASTIC | {"checkpoint.every_steps": 1000, "epochs": 4})
