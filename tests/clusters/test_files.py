@@ -260,6 +260,8 @@ CASES = [(name, planted) for planted in PLANTED for name in planted.files]
 
 @pytest.mark.parametrize(("name", "planted"), CASES, ids=[f"{name}: {planted.new.strip()[:40]!r}" for name, planted in CASES])
 def test_a_planted_mistake_is_told(name: str, planted: Planted) -> None:
+    if planted.says.startswith("DL") and image.HADOLINT is None:
+        pytest.skip("hadolint has no wheel for this machine")
     text = (CLUSTERS / name).read_text()
     assert planted.old in text, f"{name} has no {planted.old!r} any more"
     messages = told(name, text.replace(planted.old, planted.new, 1))

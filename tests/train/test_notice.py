@@ -1,19 +1,16 @@
-"""A spot node hears from its cloud, and Ray from the node: metadata services on loopback, nodes of a real cluster."""
+"""A spot node hears from its cloud: metadata services on loopback. What Ray then hears: `test_elastic.py`."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks.cluster import LocalCluster
 from swav_ray.errors import UserError
 from swav_ray.train import notice
 from tests.commands import run_command
@@ -120,31 +117,3 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     done = run_command(monkeypatch, capsys, "drain", *options)
     assert done.code == 2 and says in done.err and len(done.err.splitlines()) == 1
-
-
-def last_word(address: str, node_id: str) -> Any:
-    """Why a node has left the cluster, once it has: an idle one leaves as soon as it is told."""
-    from ray._raylet import GcsClient
-
-    deadline = time.monotonic() + 30
-    while True:
-        (node,) = [node for key, node in GcsClient(address=address).get_all_node_info().items() if key.hex() == node_id]
-        if node.state != node.ALIVE:
-            return node.death_info
-        assert time.monotonic() < deadline, "the node did not hear of it"
-        time.sleep(0.05)
-
-
-def test_ray_hears_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`drain` finds its own node, waits for the cloud's word, and the node goes by it."""
-    with LocalCluster() as cluster, served(Metadata((404, ""), taken_in(60))) as place:
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{place}")
-        assert notice.this_node()[1] == cluster._cluster.head_node.node_id
-        node = cluster.add_node().node_id
-        with pytest.raises(UserError, match=r"has 2 living nodes on .*; choose with --node-id"):
-            notice.this_node()
-        done = run_command(monkeypatch, capsys, "drain", "--on-notice", "aws", "--node-id", node)
-        assert done.code == 0 and f"node {node} leaves in" in done.out, done
-        why = last_word(cluster.address, node)
-        assert why.reason == why.AUTOSCALER_DRAIN_PREEMPTED and "a notice of aws" in why.reason_message, why
