@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from swav_ray.train.disturbances import Disturbance
-from swav_ray.train.faults import drain
+from swav_ray.train.notice import drain
 
 GRACE_S = 10.0  # a node's processes have so long to end by themselves before they are killed
 

@@ -26,6 +26,7 @@ from typing import Any
 from swav_ray.data import patience
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError, did_you_mean
+from swav_ray.train.notice import drain
 
 VARIABLE = "SWAV_RAY_FAULTS"
 EXAMPLE = '[{"rank": 1, "step": 30, "kind": "kill"}]'
@@ -163,18 +164,6 @@ def claim_in_folder(run: Storage) -> Claim:
         return True
 
     return claim
-
-
-def drain(address: str, node_id: str, seconds: float, message: str) -> None:
-    """Tell the Ray cluster at ``address`` that a node will be preempted in so many seconds, as a cloud's agent does."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
-
-    deadline_ms = int((time.time() + seconds) * 1000)
-    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = GcsClient(address=address).drain_node(node_id, reason, message, deadline_ms)
-    if not accepted:
-        raise RuntimeError(f"node {node_id} refuses to drain: {why}")
 
 
 def _drain_here(seconds: float) -> None:

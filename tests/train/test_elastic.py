@@ -20,10 +20,14 @@ from benchmarks.cluster import LocalCluster
 from benchmarks.traced import TRACE, read_trace
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
+from swav_ray.errors import UserError
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.events import read_events
 from swav_ray.train.metrics import read_metrics
+from swav_ray.train.notice import this_node
+from tests.commands import run_command
 from tests.train.small import ROWS, losses_of, small_config, small_shards, train_here
+from tests.train.test_notice import Metadata, served, taken_in
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 12  # of 9 steps, each at least 0.2 s long on one worker
@@ -164,6 +168,52 @@ def test_rank_0_itself_is_given_notice(one_node, shards, trace, tmp_path):
     assert drain["workers_before"] == 2 and drain["workers"] == 1 and 12 < drain["step"] < 20
     assert [step.done for step in read_trace(trace)] == list(range(36)), "each step once"
     assert [row["step"] for row in losses_of(config)] == list(range(1, 37))
+
+
+def test_a_cloud_that_takes_a_node_is_heard(one_node, monkeypatch, capsys):
+    """`drain` waits for the cloud's word, and the node goes by it: an idle one at once. A machine knows its own node."""
+    from ray._raylet import GcsClient
+
+    gcs, node, head = GcsClient(address=one_node.address), one_node.nodes[0].node_id, one_node._cluster.head_node.node_id
+    with pytest.raises(UserError, match=r"has \d living nodes on .*; choose with --node-id"):
+        this_node()
+    with served(Metadata((404, ""), taken_in(60))) as place:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{place}")
+        done = run_command(monkeypatch, capsys, "drain", "--on-notice", "aws", "--node-id", node)
+    assert done.code == 0 and f"node {node} leaves in" in done.out, done
+    deadline = time.monotonic() + SECONDS
+    alive = {head, node}
+    while alive != {head}:
+        assert time.monotonic() < deadline, "the node did not hear of it"
+        time.sleep(0.05)
+        nodes = {key.hex(): info for key, info in gcs.get_all_node_info().items()}
+        alive = {name for name, info in nodes.items() if info.state == info.ALIVE}
+    why = nodes[node].death_info
+    assert why.reason == why.AUTOSCALER_DRAIN_PREEMPTED and "a notice of aws" in why.reason_message, why
+    assert this_node() == (one_node.address, head)
+    one_node.kill_node(one_node.nodes[0])
+
+
+@pytest.mark.slow
+def test_a_whole_cluster_that_ends_leaves_all_saved(one_node, shards, trace, tmp_path):
+    """`swav-ray drain` on every node, as the pods of clusters/ do when their cluster is deleted: no step is done twice."""
+    trace.unlink(missing_ok=True)
+    config = small_config(shards, str(tmp_path), "ended", **ELASTIC | {"epochs": 4, "checkpoint.every_steps": 1000})
+    run = Run(config, tmp_path)
+    run.wait_for_steps(3, 1)
+    node = one_node.nodes[0]
+    drain = [sys.executable, "-m", "swav_ray", "drain", "--seconds", "60", "--node-id", node.node_id]
+    with subprocess.Popen(drain) as leaving:
+        run.wait_for("a checkpoint", Checkpoints(run.folder / "checkpoints").newest)
+        run.process.kill()  # the head
+        one_node.kill_node(node)
+        leaving.kill()
+    one_node.add_node()
+
+    again = Run(config, tmp_path)
+    assert again.end() and again.process.returncode == 0
+    assert [row["step"] for row in losses_of(config)] == list(range(1, 37))
+    assert [step.done for step in read_trace(trace)] == list(range(36)), "each step once"
 
 
 def test_a_stop_is_graceful_and_the_same_command_goes_on(one_node, shards, tmp_path):
