@@ -10,7 +10,7 @@ import typer
 
 from swav_ray.cli.app import SetOption, app, overrides_of
 from swav_ray.cli.training import worker_range
-from swav_ray.errors import UserError
+from swav_ray.errors import UserError, without_credentials
 
 
 @app.command()
@@ -80,6 +80,8 @@ def _questions(
         low, high = workers
         elastic = Elastic(min=low, max=high)
     for uri in (storage, data):
+        if uri and "@" in uri.partition("://")[2].partition("/")[0]:
+            raise UserError(f"{without_credentials(uri)}: an address holds no keys; they come from the environment or a role")
         if uri and not uri.startswith("demo:"):
             Storage(uri)
     return Questions(data=data, storage=storage, config=config, elastic=elastic)

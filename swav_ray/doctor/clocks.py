@@ -43,4 +43,4 @@ def check_clocks(found: Mapping[str, tuple[float, float]]) -> Check:
 
 
 def _said(ahead: float, open_: float) -> str:
-    return f"{abs(ahead):.3g} s {'ahead' if ahead > 0 else 'behind'} (+- {open_:.2g} s)"
+    return f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'} (+- {open_:.2g} s)"

@@ -111,7 +111,7 @@ def check_memory(config: Config, sizes: Sizes, nodes: Facts, per_node: Mapping[s
     else:
         # Workers that a node holds share its memory; what the object store takes is not theirs.
         rooms = {
-            node: int(0.7 * facts["memory"] / max(1, min(per_node.get(node, 1), workers))) - PROCESS_BYTES
+            node: max(0, int(0.7 * facts["memory"] / max(1, min(per_node.get(node, 1), workers))) - PROCESS_BYTES)
             for node, facts in nodes.items()
             if per_node.get(node, 1)
         }

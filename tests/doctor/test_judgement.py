@@ -164,7 +164,7 @@ def test_memory_of_gpus() -> None:
     sizes = sizes_of(config)
     small = {"a": facts(**with_gpus(device(memory=16 * GB)))}
     check = room.check_memory(config, sizes, small, {"a": 1}, 1.0)
-    assert check.state is State.FAILURE and "256 rows x 8 crops" in check.found
+    assert check.state is State.FAILURE and "64 rows x 8 crops" in check.found
     rows = int(check.mend.partition("max_rows_per_device=")[2].split()[0])
     capped = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.max_rows_per_device": rows})
     assert room.check_memory(capped, sizes, small, {"a": 1}, 1.0).state is State.OK

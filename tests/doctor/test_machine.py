@@ -123,7 +123,9 @@ def test_a_disk_too_small_for_the_checkpoints(monkeypatch: pytest.MonkeyPatch, c
 
 def test_a_batch_too_large_for_the_memory(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     ended = run_command(
-        monkeypatch, capsys, *("doctor", "--config", "imagenet-100ep", "--set", "global_batch_size=1048576", "--json")
+        monkeypatch,
+        capsys,
+        *("doctor", "--config", "imagenet-100ep", "--set", "global_batch_size=1048576", "--workers", "1", "--json"),
     )
     found = checks_of(ended)["memory"]
     assert ended.code == 1 and found["state"] == "failure"
@@ -156,10 +158,18 @@ def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any, s3: 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     address = s3.replace("s3://", "s3://user:password-of-the-test@")
-    for arguments in (("--storage", s3), ("--storage", address, "--json"), ("--data", f"{s3}/x", "--json")):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("//", "//user:password-of-the-test@"))
+    for arguments in (
+        ("--storage", s3),
+        ("--storage", address),
+        ("--data", address, "--json"),
+        ("--data", f"{s3}/x", "--json"),
+    ):
         ended = run_command(monkeypatch, capsys, "doctor", *arguments)
         for value in (*SECRETS.values(), "password-of-the-test"):
             assert value not in ended.out + ended.err
+    refused = run_command(monkeypatch, capsys, "doctor", "--storage", address)
+    assert refused.code == 2 and "an address holds no keys" in refused.err
     assert "from env" in run_command(monkeypatch, capsys, "doctor", "--storage", s3).out
 
 
