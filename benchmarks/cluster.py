@@ -71,12 +71,11 @@ class LocalCluster:
         """Nodes without notice, oldest first."""
         return [node for node in self.nodes if node.node_id not in self.draining]
 
-    def add_node(self, **more: Any) -> Any:
-        """One more node; ``more`` is what Ray's `Cluster.add_node` takes, as ``env_vars``."""
+    def add_node(self) -> Any:
         # Ray's hooks for the end of this process can be set by its main thread only. A node without them ends with this
         # object, or, should this process be killed, a minute after its head.
         self._cluster._shutdown_at_exit = threading.current_thread() is threading.main_thread()
-        node = self._cluster.add_node(**{"num_cpus": self._cpus, "resources": {"slot": 1}} | more)
+        node = self._cluster.add_node(num_cpus=self._cpus, resources={"slot": 1})
         self.nodes.append(node)
         return node
 

@@ -72,10 +72,10 @@ class About:
 
 @dataclass
 class Cluster:
-    """Every node that is alive, asked by a process of its own there that takes no room; closing it ends these.
+    """Every node that is alive and stays, asked by a process of its own there that takes no room; closing it ends these.
 
     Attributes:
-        about: by the node's name.
+        about: all nodes by name; `names` are those that stay, the head first.
         groups: resources of a node and how many of them the autoscaler may have, by node type; empty without one.
         gpus: that the process on each node holds.
     """
@@ -104,8 +104,9 @@ class Cluster:
             spot = str(row.get("Labels", {}).get(SPOT_LABEL, "")).lower() == "spot"
             name = f"{row['NodeManagerHostname']} ({row['NodeID'][:8]})"
             about[name] = About(node, row["NodeManagerAddress"], head, spot, ports)
-        # The head first: what only one node is asked is asked there.
-        names = sorted(about, key=lambda name: (not about[name].head, name))
+        # A node that is draining starts no more processes.
+        staying = [name for name in about if not about[name].node.draining]
+        names = sorted(staying, key=lambda name: (not about[name].head, name))
         return cls(about, _groups(), names)
 
     def with_gpus(self) -> Cluster:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.authentication_test_utils import reset_auth_token_state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -73,9 +74,11 @@ def cluster(s3: str) -> Iterator[LocalCluster]:
         patch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
         for name, value in SECRETS.items():
             patch.setenv(name, value)
+        reset_auth_token_state()  # this process has read the environment when it imported Ray
         with LocalCluster(1) as nodes:
             patch.setenv("RAY_ADDRESS", nodes.address)
             yield nodes
+    reset_auth_token_state()
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +94,18 @@ def sick(cluster: LocalCluster, healthy: Seen, s3: str, tmp_path_factory: pytest
     older.mkdir()
     (older / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.26.0\n")
     place = tmp_path_factory.mktemp("runs")
-    old = cluster.add_node(
-        env_vars={
-            "PYTHONPATH": f"{older.parent}{os.pathsep}{os.environ['PYTHONPATH']}",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "512",
-            "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-            "RAY_NODE_MARKET_TYPE": "spot",
-            "GLOO_SOCKET_IFNAME": "nowhere0",
-            **an_hour_ahead(),
-        }
-    )
+    faults = an_hour_ahead() | {
+        "PYTHONPATH": f"{older.parent}{os.pathsep}{os.environ['PYTHONPATH']}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "512",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "RAY_NODE_MARKET_TYPE": "spot",
+        "GLOO_SOCKET_IFNAME": "nowhere0",
+    }
+    with pytest.MonkeyPatch.context() as patch:  # a node keeps the environment it is started in
+        for name, value in faults.items():
+            patch.setenv(name, value)
+        old = cluster.add_node()
     leaving = cluster.add_node()
     ray.init(address=cluster.address, log_to_driver=False)
     there = NodeAffinitySchedulingStrategy(leaving.node_id, soft=False)
