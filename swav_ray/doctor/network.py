@@ -35,11 +35,13 @@ class Reached:
 
 def all_reduce(cluster: Cluster, names: Sequence[str], backend: str = "gloo") -> Reached:
     """Among one process on each of the nodes; if that fails, among pairs."""
-    names = list(answered(cluster.ask_each(dict.fromkeys(names, (on_node.load_torch,)), seconds=LOAD_SECONDS)))
+    loaded = cluster.ask_each(dict.fromkeys(names, (on_node.load_torch,)), seconds=LOAD_SECONDS)
+    if silent := unanswered(loaded):
+        return Reached(backend, len(names), errors={node: f"torch does not load: {text}" for node, text in silent.items()})
     took, errors = _among(cluster, [names], backend)
     if not errors:
         return Reached(backend, len(names), max(took, default=0.0))
-    if not all(_only_waited(text) for text in errors.values()):
+    if not all(_of_others(text) for text in errors.values()):
         return Reached(backend, len(names), errors=errors)  # they say themselves what is wrong
     pairs: dict[tuple[str, str], str] = {}
     rounds = _rounds(names) if len(names) <= MOST_PAIRED else [[(names[0], other)] for other in names[1:]]
@@ -56,7 +58,7 @@ def check_network(reached: Reached) -> Check:
     name = reached.backend
     if not reached.errors:
         return ok(name, f"an all-reduce over {reached.nodes} nodes took {reached.seconds * 1e3:.3g} ms")
-    culprits = {node: text for node, text in reached.errors.items() if not _only_waited(text)}
+    culprits = {node: text for node, text in reached.errors.items() if not _of_others(text)}
     alone = _alone(reached)
     if culprits:
         found = by_node(culprits)
@@ -105,13 +107,24 @@ def _alone(reached: Reached) -> list[str]:
     return sorted(set(pairs[0]).intersection(*pairs[1:])) if len(pairs) > 1 else []
 
 
-def _only_waited(text: str) -> bool:
-    """Whether an error only says that others did not come."""
-    waited = ("timeout", "timed out", "time out", "no answer", "connection closed", "connection reset", "broken pipe", "wait")
-    return any(word in text.lower() for word in waited)
+def _of_others(text: str) -> bool:
+    """Whether an error speaks of reaching others, and not of the node itself."""
+    words = (
+        "timeout",
+        "timed out",
+        "time out",
+        "no answer",
+        "wait",
+        "connect",
+        "unreachable",
+        "no route",
+        "reset",
+        "broken pipe",
+    )
+    return any(word in text.lower() for word in words)
 
 
 def _own(texts: Sequence[str]) -> str:
-    """The error that says most."""
-    said = [text for text in texts if text]
-    return next((text for text in said if not _only_waited(text)), said[0] if said else "no answer")
+    """The error that says most: why a connection failed, rather than that nobody came."""
+    said = sorted((text for text in texts if text), key=lambda text: "timed out" in text.lower() or "no answer" in text)
+    return said[0] if said else "no answer"
