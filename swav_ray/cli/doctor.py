@@ -37,8 +37,10 @@ def doctor(
     address = os.environ.get("RAY_ADDRESS", "")
     if cluster and not address:
         raise UserError("--cluster: RAY_ADDRESS is not set; export RAY_ADDRESS=HOST:6379, or =auto on a node of the cluster")
+    if "://" in address:
+        raise UserError(f"RAY_ADDRESS = {without_credentials(address)}: give HOST:6379, or auto on a node of the cluster")
     asked = _questions(data, storage, config, overrides, wanted)
-    from swav_ray.doctor import examine_cluster, examine_machine
+    from swav_ray.doctor import examine_cluster, examine_machine, turned_away
     from swav_ray.doctor.screen import as_json as to_json
     from swav_ray.doctor.screen import show
 
@@ -47,10 +49,13 @@ def doctor(
             print(f"looking at {what} ...", file=sys.stderr)
 
     if address:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what Ray's core would say is said by the report
         from swav_ray.train.session import connect
 
-        connect()
-        report = examine_cluster(asked, tell, address)
+        away = turned_away(address) if ":" in address else None
+        if away is None:
+            connect()
+        report = away or examine_cluster(asked, tell, address)
     else:
         report = examine_machine(asked, tell)
     if as_json:

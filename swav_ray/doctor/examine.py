@@ -74,6 +74,25 @@ def examine_cluster(asked: Questions, tell: Tell, address: str) -> Report:
         return _examine(cluster, asked, tell, address)
 
 
+def turned_away(address: str) -> Report | None:
+    """What there is to say of a cluster that takes no, or another, token than this process's; None of one that lets it in."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    try:
+        GcsClient(address=address)
+    except AuthenticationError:
+        source = on_node.facts([], [])["token"]["source"]
+        found = f"the cluster refuses {f'the token in {source}' if source else 'this machine, which has no token'}"
+        mend = (
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to what `ray get-auth-token` says on the head"
+        )
+        return Report(f"the cluster at {address}", (failure("authentication", found, mend),))
+    except Exception:
+        return None  # connecting to it will tell more
+    return None
+
+
 def _examine(cluster: Cluster, asked: Questions, tell: Tell, address: str) -> Report:
     checks: list[Check] = []
     tell(f"{len(cluster.names)} nodes")

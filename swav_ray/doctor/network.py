@@ -10,7 +10,7 @@ from swav_ray.doctor import on_node
 from swav_ray.doctor.check import Check, by_node, failure, listed, ok
 from swav_ray.doctor.nodes import Cluster, answered, unanswered
 
-CONNECT_SECONDS = 8.0  # for nodes to find each other and sum; a busy machine needs half a second
+CONNECT_SECONDS, EACH_SECONDS = 5.0, 0.1  # for nodes to find each other and sum, and more for each; usually milliseconds
 GRACE_SECONDS = 15.0  # beyond it for the answer to come
 LOAD_SECONDS = 120.0  # for torch to be imported
 MOST_PAIRED = 16  # nodes of which every pair is tried; beyond, each with the first only
@@ -75,13 +75,14 @@ def _among(cluster: Cluster, groups: Sequence[Sequence[str]], backend: str) -> t
     """Seconds of all, and the errors of those that had one, of groups that run side by side."""
     firsts = {group[0]: (on_node.free_address, cluster.about[group[0]].address) for group in groups}
     places = cluster.ask_each(firsts)
+    limit = CONNECT_SECONDS + EACH_SECONDS * max(map(len, groups))
     calls = {
-        node: (on_node.all_reduce, rank, len(group), places[group[0]], backend, CONNECT_SECONDS)
+        node: (on_node.all_reduce, rank, len(group), places[group[0]], backend, limit)
         for group in groups
         if group[0] in answered(places)
         for rank, node in enumerate(group)
     }
-    answers = cluster.ask_each(calls, seconds=2 * CONNECT_SECONDS + GRACE_SECONDS)
+    answers = cluster.ask_each(calls, seconds=2 * limit + GRACE_SECONDS)
     return list(answered(answers).values()), unanswered(places) | unanswered(answers)
 
 

@@ -172,6 +172,14 @@ def test_faults_of_the_cluster(sick: tuple[Seen, str], cluster: LocalCluster) ->
     assert seen.state("spot nodes") == "ok" and "1 of 4" in seen.found("spot nodes")
 
 
+def test_another_token(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another-token-0123456789abcdef0123")
+    seen = Seen()
+    assert seen.code == 1 and list(seen.checks) == ["authentication"] and "another-token" not in seen.text
+    assert "refuses the token in RAY_AUTH_TOKEN" in seen.found("authentication")
+    assert "ray get-auth-token" in seen.mend("authentication")
+
+
 def test_the_autoscalers_maxima_count(cluster: LocalCluster, sick: tuple[Seen, str]) -> None:
     group = NodeGroupConfig(name="workers", resources={"CPU": 4}, max_count=3)
     GcsClient(address=cluster.address).report_cluster_config(ClusterConfig(node_group_configs=[group]).SerializeToString())

@@ -154,6 +154,13 @@ def test_a_mistake_in_the_command_is_one_line(
     assert ended.code == 2 and words in ended.err and len(ended.err.splitlines()) == 1 and not ended.out
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_an_address_that_is_not_the_clusters_own(monkeypatch: pytest.MonkeyPatch, capsys: Any, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    ended = run_command(monkeypatch, capsys, "doctor")
+    assert ended.code == 2 and "give HOST:6379" in ended.err
+
+
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any, s3: str) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
