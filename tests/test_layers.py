@@ -29,6 +29,7 @@ FLOORS = {
     "model_card": 6,
     "export": 7,
     "share": 7,
+    "doctor": 7,
     "cli": 8,
     "__main__": 9,
 }

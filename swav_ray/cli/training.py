@@ -95,7 +95,7 @@ def pretrain(
 
     overrides = overrides_of(settings)
     if workers is not None:
-        overrides["elastic.min"], overrides["elastic.max"] = _worker_range(workers)
+        overrides["elastic.min"], overrides["elastic.max"] = worker_range(workers)
     if storage is not None:
         overrides["storage"] = storage
     config = load_config(recipe, overrides)
@@ -119,7 +119,8 @@ def pretrain(
     print(f"done: {short(place)}\nnext: swav-ray probe {short(place)}")
 
 
-def _worker_range(text: str) -> tuple[int, int]:
+def worker_range(text: str) -> tuple[int, int]:
+    """The bounds of `--workers`."""
     low, colon, high = text.partition(":")
     try:
         bounds = int(low), int(high if colon else low)

@@ -1,0 +1,77 @@
+"""The doctor on a store over real HTTP: rights one by one, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swav_ray.data.storage import Storage
+from swav_ray.doctor.check import Check, State
+from swav_ray.doctor.nodes import Here
+from swav_ray.doctor.store import ask_rights, check_store
+from tests.outage import Proxy, reply
+
+DENIED = reply(403, "AccessDenied")
+
+
+def asked(uri: str) -> dict[str, Check]:
+    return {check.name: check for check in check_store(uri, *ask_rights(Here(), uri))}
+
+
+def test_all_rights(s3: str) -> None:
+    found = asked(f"{s3}/doctor")
+    assert [check.state for check in found.values()] == [State.OK] * 2
+    assert "from env" in found["credentials"].found
+    assert all(f"{step} " in found["storage"].found for step in ("write", "read", "list", "delete"))
+    assert Storage(s3).find() == {}
+
+
+@pytest.mark.parametrize(
+    ("request_", "step", "right"),
+    [
+        ("PUT ", "write", "s3:PutObject"),
+        ("DELETE ", "delete", "s3:DeleteObject"),
+        ("GET /swav-ray-tests?", "list", "s3:ListBucket"),
+    ],
+)
+def test_a_right_that_is_missing(s3: str, s3_proxy: Proxy, request_: str, step: str, right: str) -> None:
+    s3_proxy.answer(request_.encode(), *[DENIED] * 20)
+    try:
+        found = asked(f"{s3}/doctor")["storage"]
+    finally:
+        s3_proxy.restore()
+    assert found.state is State.FAILURE
+    assert f"cannot {step}" in found.found and right in found.mend
+    if step == "delete":
+        left = [f"s3://{Storage(s3).root}/{name}" for name in Storage(s3).find()]
+        assert "left behind" in found.found and any(address in found.found for address in left)
+        for name in Storage(s3).find():
+            Storage(s3).delete(name)
+    assert Storage(s3).find() == {}
+
+
+def test_no_bucket(s3: str) -> None:
+    found = asked("s3://no-such-bucket-of-swav-ray/runs")["storage"]
+    assert found.state is State.FAILURE and "cannot write" in found.found and "make the bucket" in found.mend
+
+
+def test_a_store_that_is_away(s3: str, s3_proxy: Proxy) -> None:
+    s3_proxy.cut()
+    try:
+        found = asked(f"{s3}/doctor")["storage"]
+    finally:
+        s3_proxy.restore()
+    assert found.state is State.FAILURE and "AWS_ENDPOINT_URL" in found.mend
+
+
+def test_a_local_folder_is_made_and_removed(tmp_path: Path) -> None:
+    found = asked(str(tmp_path / "runs" / "mine"))
+    assert list(found) == ["storage"] and found["storage"].state is State.OK
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_local_place_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    found = asked(str(tmp_path / "runs"))["storage"]
+    assert found.state is State.FAILURE and "cannot be written" in found.found and "--storage" in found.mend
