@@ -84,7 +84,7 @@ def test_crowds_overlaps_and_what_has_no_area(copied: Drawn) -> None:
                 "image_id": 0,
                 "category_id": 20,
                 "bbox": [10, 0, 20, 20],
-                "segmentation": [[10, 0, 30, 0, 30, 20, 10, 20]],
+                "segmentation": beside,
             },
             {
                 "id": 3,
