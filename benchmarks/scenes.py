@@ -150,7 +150,7 @@ def write_voc(folder: Path, name: str, drawn: list[Scene]) -> tuple[str, str]:
     return str(lists[0]), str(lists[1])
 
 
-def write_shapes(folder: Path, count: int, *, side: int = 64, seed: int = 1) -> str:
+def write_shapes(folder: Path, count: int, *, side: int = 64, seed: int = 7) -> str:
     """Pictures that one shape fills, in a folder of a class each; the folder's path."""
     for number, scene in enumerate(scenes(count, side=side, seed=seed, crowded=True)):
         place = folder / CLASSES[scene.labels[0] - 1]
