@@ -30,7 +30,7 @@ class Scene:
     masks: tuple[NDArray[np.bool_], ...]
 
 
-def scenes(count: int, *, side: int = 96, seed: int = 0, most: int = 3, crowded: bool = False) -> Iterator[Scene]:
+def scenes(count: int, *, side: int = 96, seed: int = 0, most: int = 2, crowded: bool = False) -> Iterator[Scene]:
     """Pictures of one to ``most`` shapes; where ``crowded`` one that fills the picture."""
     for index in range(count):
         yield _scene(np.random.default_rng([seed, index]), side, most, crowded)
@@ -41,7 +41,7 @@ def _scene(random: np.random.Generator, side: int, most: int, crowded: bool) -> 
     labels, masks = list[int](), list[NDArray[np.bool_]]()
     for _ in range(1 if crowded else int(random.integers(1, most + 1))):
         label = int(random.integers(len(CLASSES))) + 1
-        radius = side * (random.uniform(0.28, 0.45) if crowded else random.uniform(0.13, 0.22))
+        radius = side * (random.uniform(0.28, 0.45) if crowded else random.uniform(0.17, 0.27))
         centre = random.uniform(radius, side - radius, 2)
         mask = _shape(CLASSES[label - 1], centre, radius, random.uniform(0, 2 * math.pi), side)
         if any((mask & other).any() for other in masks):

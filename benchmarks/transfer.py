@@ -1,6 +1,6 @@
 """Detection and segmentation on a backbone that SwAV pretrained, beside the same network untrained, learning or frozen.
 
-    python -m benchmarks.transfer [--quick] [--seeds 3] [--run RUN] [--folder DIR]
+    python -m benchmarks.transfer [--quick] [--task TASK] [--seeds 3] [--run RUN] [--folder DIR]
 
 Everything is rendered (`benchmarks/scenes.py`): pictures of one shape each to pretrain on without labels, and a few
 annotated pictures of several. Pretrained here, in this process, unless a run is named. Average precision and mIoU are
@@ -65,9 +65,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "box_samples": 64,
         "anchor_sizes": [8, 16, 32, 48, 64],
         "batch_size": 8,
-        "steps": 150,
+        "steps": 200,
         "warmup_steps": 20,
-        "step_at": [120],
+        "step_at": [160],
         "score_every": 0,
     },
     "segmentation": {
@@ -76,7 +76,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "min_scale": 0.8,
         "max_scale": 1.25,
         "batch_size": 8,
-        "steps": 150,
+        "steps": 600,
         "lr": 0.05,
         "score_every": 0,
     },
@@ -114,19 +114,21 @@ def figures(run: str, arm: str, protocol: Dense, train: str, test: str) -> dict[
     return list(DenseTraining(backbone, loaded.view, protocol, shown, held).run())[-1].figures
 
 
-def compare(run: str, folder: Path, seeds: int, pictures: tuple[int, int], **changes: Any) -> dict[str, dict[str, list[float]]]:
+def compare(
+    run: str, folder: Path, tasks: list[str], seeds: int, pictures: tuple[int, int], **changes: Any
+) -> dict[str, dict[str, list[float]]]:
     """By task and arm the figure of every seed; printed as it comes."""
     train, test = (
         write_coco(folder / "coco", name, list(scenes(count, seed=seed)))
         for name, count, seed in zip(("train", "test"), pictures, (1, 2), strict=True)
     )
     found: dict[str, dict[str, list[float]]] = {}
-    for task, settings in PROTOCOLS.items():
+    for task in tasks:
         found[task] = {arm: [] for arm in ARMS}
         for seed in range(31, 31 + seeds):
             for arm in ARMS:
                 began = time.process_time()
-                protocol = load_dense(task, None, {**settings, **changes, "seed": seed})
+                protocol = load_dense(task, None, {**PROTOCOLS[task], **changes, "seed": seed})
                 row = figures(run, arm, protocol, train, test)
                 found[task][arm].append(row[FIGURES[task]])
                 shown = "  ".join(f"{name} {value:.4f}" for name, value in row.items())
@@ -136,6 +138,7 @@ def compare(run: str, folder: Path, seeds: int, pictures: tuple[int, int], **cha
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=list(PROTOCOLS), help="one of them alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--run", help="a pretrained run, instead of pretraining here")
     parser.add_argument("--folder", help="of pictures and the run, kept")
@@ -151,8 +154,8 @@ def main() -> None:
         run = f"{config.storage}/{config.name}"
         print(f"pretrained: {run}, {time.process_time() - began:.0f} CPU s", flush=True)
     few = {"steps": 4, "step_at": [], "warmup_steps": 0} if options.quick else {}
-    seeds, pictures = (1, (16, 8)) if options.quick else (options.seeds, (200, 200))
-    found = compare(run, folder, seeds, pictures, **few)
+    seeds, pictures = (1, (16, 8)) if options.quick else (options.seeds, (200, 100))
+    found = compare(run, folder, [options.task] if options.task else list(PROTOCOLS), seeds, pictures, **few)
     for task, arms in found.items():
         for arm, values in arms.items():
             print(f"{task} {FIGURES[task]} {arm}: {statistics.mean(values):.4f} [{min(values):.4f}, {max(values):.4f}]")

@@ -39,20 +39,22 @@ class Outcome:
     def found(self, kind: Callable[..., _R]) -> tuple[dict[str, Any] | None, list[_R]]:
         """State and figures, each a ``kind``, of an earlier life; no state where there is none, or where all is done."""
         uri = self.folder.uri
-        if self.folder.exists(RESULTS):
-            try:
+        state: dict[str, Any] | None = None
+        try:
+            if self.folder.exists(RESULTS):
                 found = json.loads(self.folder.read(RESULTS))
-                state, about, rows = None, found["about"], [kind(**row) for row in found["epochs"]]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"--out {uri}/{RESULTS}: not one of this version; name another folder") from None
-        elif (saved := self._checkpoints.latest()) is not None:
-            state, manifest = saved
-            about, rows = manifest.get("about"), [kind(**row) for row in manifest.get("epochs", [])]
-        else:
-            return None, []
+                about, rows = found["about"], found["epochs"]
+            elif (saved := self._checkpoints.latest()) is not None:
+                state, manifest = saved
+                about, rows = manifest["about"], manifest["epochs"]
+            else:
+                return None, []
+            history = [kind(**row) for row in rows]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"--out {uri}/{RESULTS}: not one of this version; name another folder") from None
         if about != self.about:
             raise UserError(f"--out {uri}: holds a training of other weights, data or settings; name another folder")
-        return state, rows
+        return state, history
 
     def save(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """The state after as many epochs as there are rows of figures."""
