@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -167,6 +168,13 @@ def test_a_stopped_training_goes_on_to_the_same_end(task: str, weights: str, dat
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_the_rate_of_the_last_step(weights: str, data: Data) -> None:
+    """Is the schedule's, ten times that for the second classifier."""
+    run = training(weights, data.maps, Segmentation(**SEGMENTATION, steps=4))
+    run._learn(0, 3)
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.02 * 0.5**0.9, 0.2 * 0.5**0.9])
+
+
 def test_passes_are_one_batch(weights: str, data: Data) -> None:
     """Where batch norm is frozen, as under a classifier without any, and every pixel is labelled: to rounding."""
     ends = []
@@ -193,8 +201,8 @@ def test_every_epoch_sees_each_picture_once_in_an_order_of_its_own(data: Data) -
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, batches[4:], strict=True))
 
 
-def test_flips_and_crops_move_pictures_and_truth_together(data: Data) -> None:
-    """Of what is on the ground the map says so, whatever was drawn: shapes differ from the ground by 70 of 255 at least."""
+def test_flips_move_pictures_boxes_and_masks_together(data: Data) -> None:
+    """Under a mask is another colour than around it, whatever was drawn: shapes differ from the ground by 70 of 255."""
     flipped = Detection(**{**DETECTION, "flip": 1, "head": "mask-rcnn"})
     rows = DenseRows(read_annotated(data.coco[0], None, flipped, "--train"), flipped, View(), learns=True)
     images, targets = next(rows.batches(0, 1))
@@ -206,15 +214,20 @@ def test_flips_and_crops_move_pictures_and_truth_together(data: Data) -> None:
             ring[max(0, box[1] - 3) : box[3] + 3, max(0, box[0] - 3) : box[2] + 3] = True
             around = ring & ~target["masks"].bool().any(0)
             assert (image[:, mask].mean(1) - image[:, around].mean(1)).abs().max() > 0.1
-    protocol = Segmentation(**{**SEGMENTATION, "crop": 64, "flip": 1})
-    maps = DenseRows(read_annotated(data.maps[0], None, protocol, "--train"), protocol, View(), learns=True)
-    for images, targets in maps.batches(0, 2):
+
+
+def test_crops_of_pictures_and_of_their_maps_are_the_same(data: Data) -> None:
+    """At their own size, flipped: each is some picture's mirror image with that picture's map; outside is `UNLABELLED`."""
+    protocol = Segmentation(**{**SEGMENTATION, "crop": 64, "flip": 1, "min_scale": 1, "max_scale": 1})
+    rows = DenseRows(read_annotated(data.maps[0], None, protocol, "--train"), protocol, View(), learns=True)
+    mirrored = [(np.asarray(each.picture())[:, ::-1], each.map()[:, ::-1]) for each in rows.examples]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (View().mean, View().std))
+    for images, targets in rows.batches(0, 3):
         for image, target in zip(images, targets, strict=True):
-            outside = target["map"] == 255
-            black = (image * torch.tensor(View().std).view(3, 1, 1) + torch.tensor(View().mean).view(3, 1, 1)).abs().amax(
-                0
-            ) < 1e-6
-            assert image.shape == (3, 64, 64) and torch.equal(outside, black)
+            pixels = ((image * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()
+            maps = [classes for picture, classes in mirrored if np.array_equal(picture, pixels[:48, :48])]
+            assert len(maps) == 1 and np.array_equal(target["map"][:48, :48].numpy(), maps[0])
+            assert not pixels[48:].any() and (target["map"][48:] == 255).all() and (target["map"][:, 48:] == 255).all()
 
 
 def test_mistakes(weights: str, data: Data, tmp_path: Path, call: Callable[..., Ended]) -> None:
