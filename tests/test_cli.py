@@ -82,7 +82,10 @@ def test_options_of_the_documentation_are_there() -> None:
         "probe": ("--test", "--train", "--size", "--protocol", "--set", "--out", "--quick"),
         "knn": ("--test", "--train", "--size", "--k", "--temperature", "--quick"),
         "finetune": ("--test", "--train", "--size", "--labels", "--freeze", "--protocol", "--set", "--out", "--quick"),
-        "transfer": ("--test", "--train", "--size", "--protocol", "--metric", "--set", "--out", "--quick"),
+        "transfer": (
+            *("--task", "--train", "--test", "--train-images", "--test-images", "--protocol", "--size"),
+            *("--metric", "--set", "--out", "--quick"),
+        ),
         "report": ("--out", "--images"),
         "export": ("--format",),
     }.items():

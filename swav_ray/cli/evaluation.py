@@ -1,4 +1,4 @@
-"""What a backbone is worth: `probe`, `knn`, `finetune` and `transfer`."""
+"""What a backbone is worth: `probe`, `knn` and `finetune`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def probe(
 ) -> None:
     """Score a backbone: linear classifier on its frozen features, on the test data."""
     if protocol != FAST:
-        _follow(run, protocol, test, train, size, assignments, out, quick)
+        follow(run, protocol, test, train, size, assignments, out, quick)
         return
     if assignments or out is not None:
         raise UserError("probe: --set and --out go with --protocol linear; the fast probe has no settings and leaves nothing")
@@ -96,30 +96,10 @@ def finetune(
         changes += [f"frozen={freeze}", *(["lr=0"] if freeze == "all" else [])]
     name = f"{run.rstrip('/').rpartition('/')[2].partition('.')[0] or 'weights'}-{protocol.rpartition('/')[2]}"
     dest = out or f"finetuned/{name.removesuffix('.yaml')}{'-quick' if quick else ''}"
-    _follow(run, protocol, test, train, size, [*changes, *(assignments or [])], dest, quick)
+    follow(run, protocol, test, train, size, [*changes, *(assignments or [])], dest, quick)
 
 
-@app.command()
-def transfer(
-    run: WeightsArgument,
-    test: TestOption = None,
-    train: TrainOption = None,
-    size: SizeOption = None,
-    protocol: Annotated[
-        str, typer.Option(metavar="linear|finetune|FILE", help="linear: the trunk stays as it is; finetune: all of it learns")
-    ] = "linear",
-    metric: Annotated[str, typer.Option(help="top1 or mean-per-class")] = "top1",
-    assignments: SetOption = None,
-    out: OutOption = None,
-    quick: QuickOption = False,
-) -> None:
-    """Score a backbone on another labelled data set, given by --train and --test."""
-    if train is None or test is None:
-        raise UserError("transfer: give the shards of the other data set with --train and --test")
-    _follow(run, protocol, test, train, size, assignments, out, quick, metric)
-
-
-def _follow(
+def follow(
     run: str,
     name: str,
     test: str | None,

@@ -37,7 +37,7 @@ class Classifier(nn.Module):
             if protocol.head_std is not None:
                 nn.init.normal_(self.head.weight, std=protocol.head_std)
                 nn.init.zeros_(self.head.bias)
-        self.frozen: list[nn.Module] = _frozen(backbone, protocol.frozen)
+        self.frozen: list[nn.Module] = frozen_parts(backbone, protocol.frozen)
         for module in self.frozen:
             module.requires_grad_(False)
 
@@ -65,7 +65,8 @@ class Classifier(nn.Module):
         return torch.optim.SGD(groups, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
 
 
-def _frozen(backbone: nn.Module, frozen: str) -> list[nn.Module]:
+def frozen_parts(backbone: nn.Module, frozen: str) -> list[nn.Module]:
+    """What `frozen` names of a trunk; raises UserError where it has no such layers."""
     if frozen == "all":
         return [backbone]
     if frozen == "none":

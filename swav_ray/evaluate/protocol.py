@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 import math
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,6 +15,7 @@ from swav_ray.errors import UserError, did_you_mean, explain
 from swav_ray.yaml_files import Lines, parse, read_mapping
 
 Frozen = Literal["none", "layer1", "layer2", "layer3", "layer4", "all"]
+_S = TypeVar("_S", bound=Section)
 
 
 class Protocol(Section):
@@ -58,9 +60,13 @@ class Protocol(Section):
         return self.model_copy(update={"epochs": min(epochs, self.epochs), "step_epochs": tuple(steps)})
 
 
-def protocol_names() -> list[str]:
-    folder = importlib.resources.files("swav_ray.evaluate") / "protocols"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def protocol_names(folder: str = "") -> list[str]:
+    """Of `protocols/` or of a folder in it."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _shipped(folder).iterdir() if entry.name.endswith(".yaml"))
+
+
+def _shipped(folder: str) -> Traversable:
+    return importlib.resources.files("swav_ray.evaluate").joinpath("protocols", *([folder] if folder else []))
 
 
 def nearest_protocol(labels: float) -> str:
@@ -69,7 +75,12 @@ def nearest_protocol(labels: float) -> str:
 
 
 def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protocol:
-    """The protocol of a name or a YAML file, with settings on top.
+    """The classifier's protocol of a name or a YAML file, with settings on top; raises as :func:`load_section`."""
+    return load_section(Protocol, name, overrides)
+
+
+def load_section(kind: type[_S], name: str, overrides: dict[str, Any] | None = None, *, folder: str = "") -> _S:
+    """The section ``kind`` of a shipped YAML's name (in a ``folder`` of `protocols/`) or of a YAML file, with settings on top.
 
     Raises:
         UserError: no such name or file, or the first mistake in it: file, line, key, value.
@@ -77,12 +88,13 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
     overrides = overrides or {}
     if name.endswith((".yaml", ".yml")) or "/" in name:
         values, lines = read_mapping(Path(name))
-    elif name in protocol_names():
-        text = (importlib.resources.files("swav_ray.evaluate") / "protocols" / f"{name}.yaml").read_text()
-        values, lines = parse(text), Lines(f"protocol {name}")
+    elif name in (known := protocol_names(folder)):
+        values, lines = parse(_shipped(folder).joinpath(f"{name}.yaml").read_text()), Lines(f"protocol {name}")
     else:
-        known = protocol_names()
-        raise UserError(f"no protocol {name!r}{did_you_mean(name, known)}; known are {', '.join(known)}; a file ends in .yaml")
+        of = f" of {folder}" if folder else ""
+        raise UserError(
+            f"no protocol {name!r}{of}{did_you_mean(name, known)}; known are {', '.join(known)}; a file ends in .yaml"
+        )
 
     def where(path: tuple[Any, ...]) -> str:
         if path and path[0] in overrides:
@@ -90,6 +102,6 @@ def load_protocol(name: str, overrides: dict[str, Any] | None = None) -> Protoco
         return lines.place(path) + (" with --set" if overrides and not path else "")
 
     try:
-        return Protocol.model_validate({**values, **overrides})
+        return kind.model_validate({**values, **overrides})
     except ValidationError as error:
-        raise UserError(explain(error, where, Protocol.model_fields)) from None
+        raise UserError(explain(error, where, kind.model_fields)) from None

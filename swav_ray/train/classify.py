@@ -7,12 +7,10 @@ goes on from there: order, crops and subset are functions of (seed, epoch, image
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -20,17 +18,16 @@ from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.config_sections import Augment
 from swav_ray.data.multicrop import ready
-from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.evaluate.features import normalise
 from swav_ray.evaluate.finetune import Classifier, scores_of, train_epoch
 from swav_ray.evaluate.linear_probe import Score, mean_per_class
 from swav_ray.evaluate.protocol import Protocol
 from swav_ray.train.backbones import VIEW, View
-from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.labelled import Labelled, LabelledRows
+from swav_ray.train.outcome import Outcome, digest_of
 
-RESULTS, TRUNK, HEAD = "results.json", "model.safetensors", "head.safetensors"
+TRUNK, HEAD = "model.safetensors", "head.safetensors"
 FEATURES = 1 << 16  # test rows whose features of a frozen trunk are kept from epoch to epoch
 
 
@@ -87,9 +84,9 @@ class Classification:
         self.optimizer = self.model.optimizer(protocol)
         self.history: list[Epoch] = []
         self._held: tuple[list[Tensor], Tensor] | None = None  # features of the test rows, where the trunk is frozen
-        self.out = Storage(out) if out is not None else None
-        if self.out is not None:
-            self._resume(self.out)
+        self.outcome = Outcome(out, self._about()) if out is not None else None
+        if self.outcome is not None:
+            self._resume(self.outcome)
 
     def run(self) -> Iterator[Epoch]:
         """Train the epochs that are left; each one's figures as it ends."""
@@ -100,8 +97,8 @@ class Classification:
             pairs = (self._on_device(batch) for batch in batches if len(batch.labels) > 1)  # one row has no batch statistics
             loss = train_epoch(self.model, self.optimizer, pairs, self.protocol.rate(epoch))
             self.history.append(Epoch.of(epoch + 1, loss, *self._score()))
-            if self.out is not None:
-                self._save(self.out)
+            if self.outcome is not None:
+                self._save(self.outcome)
             yield self.history[-1]
 
     def _on_device(self, batch: Labelled) -> tuple[Tensor, Tensor]:
@@ -132,58 +129,32 @@ class Classification:
     # --- the folder
 
     def _about(self) -> dict[str, Any]:
-        """Which training this is; nothing else may go on from its state."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.model.backbone.state_dict().items()):
-            digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        """Which training this is."""
         rows = [hashlib.sha256("\n".join(part.ids).encode()).hexdigest()[:16] for part in (self.train, self.test)]
-        view = self.view.model_dump(mode="json")
         return {
             "protocol": self.protocol.model_dump(mode="json"),
-            "view": view,
+            "view": self.view.model_dump(mode="json"),
             "rows": rows,
-            "weights": digest.hexdigest()[:16],
+            "weights": digest_of(self.model.backbone),
         }
 
-    def _resume(self, out: Storage) -> None:
-        self.about = self._about()
-        if out.exists("config.yaml"):
-            raise UserError(f"--out {out.uri}: is a run; give a folder of its own")
-        self.checkpoints = Checkpoints(out / "checkpoints", keep_last=1)
-        if out.exists(RESULTS):
-            try:
-                found = json.loads(out.read(RESULTS))
-                about, history = found["about"], [Epoch(**row) for row in found["epochs"]]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"--out {out.uri}/{RESULTS}: not one of this version; name another folder") from None
-        elif (saved := self.checkpoints.latest()) is not None:
-            state, manifest = saved
-            about, history = manifest.get("about"), [Epoch(**row) for row in manifest.get("epochs", [])]
-        else:
-            return
-        if about != json.loads(json.dumps(self.about)):
-            raise UserError(f"--out {out.uri}: holds a training of other weights, data or settings; name another folder")
-        if not out.exists(RESULTS):
+    def _resume(self, outcome: Outcome) -> None:
+        state, self.history = outcome.found(Epoch)
+        if state is not None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        self.history = history
 
-    def _save(self, out: Storage) -> None:
-        """The state after an epoch; after the last one the weights, the results, and no state."""
+    def _save(self, outcome: Outcome) -> None:
+        """The state after an epoch; after the last one the weights and the results."""
         epochs = [asdict(row) for row in self.history]
         if len(self.history) < self.protocol.epochs:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            about = {"epoch": len(self.history), "row": 0, "about": self.about, "epochs": epochs, "version": __version__}
-            self.checkpoints.save(len(self.history), state, about)
+            outcome.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, epochs)
             return
-        notes = {"format": "pt", "swav_ray.version": __version__, VIEW: self.view.model_dump_json()}
+        weights: dict[str, tuple[nn.Module, dict[str, str]]] = {HEAD: (self.model.head, {})}
         if not self.model.trunk_is_frozen:
-            out.write(TRUNK, safetensors.torch.save(_plain(self.model.backbone), notes))
-        out.write(HEAD, safetensors.torch.save(_plain(self.model.head), {"format": "pt"}))
-        results = {"about": self.about, "classes": self.train.shards.manifest.classes, "epochs": epochs, "version": __version__}
-        out.write(RESULTS, json.dumps(results, indent=1).encode())
-        out.delete("checkpoints")
+            notes = {"swav_ray.version": __version__, VIEW: self.view.model_dump_json()}
+            weights[TRUNK] = self.model.backbone, notes
+        outcome.finish(weights, epochs, classes=self.train.shards.manifest.classes)
 
 
 def crop_config(view: View, protocol: Protocol) -> Config:
@@ -192,7 +163,3 @@ def crop_config(view: View, protocol: Protocol) -> Config:
     alone = {"crop_counts": (1,), "crops_for_assign": (0,), "crop_min_scales": (protocol.min_scale,)}
     # Copied, not validated: of a crop alone nothing could be predicted, which is no matter here.
     return view.config("", "").model_copy(update={**alone, "seed": protocol.seed, "augment": augment})
-
-
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in module.state_dict().items()}

@@ -17,8 +17,9 @@ from swav_ray.evaluate.features import normalise
 from swav_ray.evaluate.protocol import Protocol, load_protocol
 from swav_ray.swav.resnet import resnet
 from swav_ray.train.backbones import View, load
-from swav_ray.train.classify import HEAD, RESULTS, TRUNK, Classification, Epoch
+from swav_ray.train.classify import HEAD, TRUNK, Classification, Epoch
 from swav_ray.train.labelled import LabelledRows
+from swav_ray.train.outcome import RESULTS
 from swav_ray.train.protocols import run_protocol
 from tests.conftest import Digits
 from tests.train.small import small_config, train_here
