@@ -3,19 +3,21 @@
     python -m benchmarks.step [--quick] [--rounds 20] [--profile] [--compile] [--set KEY=VALUE ...]
     python -m benchmarks.step --device cuda --backbone resnet50 --crops 2x224,6x96 --rows 256
 
-Steps take turns within one run; each time is of one step, on the CPU in processor time, on a GPU waited for; medians. Ours begins with bytes, as a run
-does, the others with normalised float32 crops that are given to them. The bf16 ratio is ours against the plain float32 step.
-The last line is JSON. On the CPU one thread; on a GPU also images a second, share of the peak and memory of the bf16 step.
+Steps take turns within one run. On the CPU each kind has a process of its own with one thread, whose processor time is taken;
+on a GPU all are in this process and the device is waited for. Medians. Ours begins with bytes, as a run does, the others with
+normalised float32 crops that are given to them. The bf16 ratio is ours against the plain float32 step. The last line is JSON,
+with images a second, share of the peak (a large matrix product) and, on a GPU, memory of our bf16 step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,26 +26,35 @@ from torch import Tensor
 from benchmarks.peers import LightlyStep, PlainStep
 from swav_ray.cli.app import overrides_of
 from swav_ray.config import Config, load_config
-from swav_ray.data.stream import Batch, Position
+from swav_ray.data.stream import Position
 from swav_ray.evaluate.features import normalise
 from swav_ray.train.bench import begin, count_flops, device_name, measure_peak, wait_for
+from swav_ray.train.build import build_model
 from swav_ray.train.prefetch import on_device
 from swav_ray.train.synthetic import SyntheticStream
 from swav_ray.train.world import World
 
 GOALS = {"fp32_ratio": 0.8, "bf16_ratio": 0.45}
 SAME_STEPS, SAME = 3, 1e-3  # steps from the same weights, whose losses must agree so well in float32
+KINDS = {
+    "plain": "float32",
+    "ours": "float32",
+    "ours bf16": "bf16-mixed",
+    "lightly": "float32",
+    "plain bf16": "bf16-mixed",
+    "ours compiled": "float32",
+    "ours bf16 compiled": "bf16-mixed",
+}
+QUICK = ("plain", "ours", "ours bf16", "lightly")
 
 
 class Ours:
     """A :class:`Training`'s own steps."""
 
     def __init__(self, config: Config, device: torch.device, folder: str) -> None:
-        world = World(device=device)
         stream = SyntheticStream(config)
-        self.training = begin(config, world, stream, folder)
+        self.training = begin(config, World(device=device), stream, folder)
         self.batches = on_device(stream, stream.local(Position()), device)
-        self.loss = torch.zeros(())
 
     def step(self) -> Tensor:
         self.training._train_step(next(self.batches))
@@ -51,9 +62,9 @@ class Ours:
         return self.training._pending_losses.pop()
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
+def config_of(options: argparse.Namespace, kind: str) -> Config:
     counts, sizes = zip(*(map(int, group.split("x")) for group in options.crops.split(",")), strict=True)
-    return {
+    values = {
         "backbone.arch": options.backbone,
         "crop_counts": list(counts),
         "crop_sizes": list(sizes),
@@ -69,8 +80,11 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "final_lr": 0.1,  # a constant rate, so that all take the same steps
         "elastic.min": 1,
         "elastic.max": 1,
+        "precision": KINDS[kind],
+        "compute.compile": "default" if "compiled" in kind else "off",
         **overrides_of(options.set),
     }
+    return load(values)
 
 
 def load(values: dict[str, Any]) -> Config:
@@ -79,13 +93,140 @@ def load(values: dict[str, Any]) -> Config:
     return load_config("imagenet-100ep", values | {"num_prototypes": 2}).model_copy(update={"num_prototypes": wanted})
 
 
-def floats_of(config: Config, batch: Batch) -> list[Tensor]:
-    """What a loader of the plain kind brings: normalised float32 crops, rows first."""
-    crops = []
-    for group in batch.crops:
-        for pixels in group:
-            crops.append(normalise(pixels, config.augment.mean, config.augment.std, torch.device("cpu")).contiguous())
-    return crops
+def make(kind: str, options: argparse.Namespace, device: torch.device, folder: str) -> Callable[[], Tensor]:
+    """A step of ``kind`` as a function, from the weights that a run of this seed begins with."""
+    config = config_of(options, kind)
+    if kind.startswith("ours"):
+        return Ours(config, device, f"{folder}/{kind}").step
+    torch.manual_seed(config.seed)
+    weights = build_model(config).state_dict()
+    plain = kind.startswith("plain")
+    step = (PlainStep(config, weights, device, bf16="bf16" in kind) if plain else LightlyStep(config, device)).step
+    inputs = _floats(config)
+    return lambda: step(next(inputs))
+
+
+def _floats(config: Config) -> Iterator[list[Tensor]]:
+    """What a loader of the plain kind brings: normalised float32 crops, rows first. The stream has two batches."""
+    cpu, stream = torch.device("cpu"), SyntheticStream(config).local(Position())
+    made = [
+        [
+            normalise(pixels, config.augment.mean, config.augment.std, cpu).contiguous()
+            for group in next(stream).crops
+            for pixels in group
+        ]
+        for _ in range(2)
+    ]
+    while True:
+        yield from made
+
+
+class Here:
+    """A kind of step in this process; `take()` makes one: its loss, and its seconds."""
+
+    def __init__(self, kind: str, options: argparse.Namespace, device: torch.device, folder: str) -> None:
+        self.device, self.step = device, make(kind, options, device, folder)
+
+    def take(self) -> tuple[float, float]:
+        # On the CPU one thread works, whoever else is there; the processor's time is the step's.
+        clock = time.perf_counter if self.device.type == "cuda" else time.process_time
+        wait_for(self.device)
+        began = clock()
+        loss = self.step()
+        wait_for(self.device)
+        return float(loss), clock() - began
+
+
+class Apart:
+    """The same in a process of its own, with its own memory and caches of compiled kernels."""
+
+    def __init__(self, kind: str, options: argparse.Namespace, folder: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(kind, options, folder, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def take(self) -> tuple[float, float]:
+        self.pipe.send("step")
+        loss, seconds = self.pipe.recv()
+        return loss, seconds
+
+
+def _serve(kind: str, options: argparse.Namespace, folder: str, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    here = Here(kind, options, torch.device("cpu"), folder)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        pipe.send(here.take())
+
+
+def compare(options: argparse.Namespace, device: torch.device, folder: str) -> None:
+    apart = device.type == "cpu"
+    wanted = [kind for kind in KINDS if (kind in QUICK or not options.quick) and (options.compile or "compiled" not in kind)]
+    turns = {kind: Apart(kind, options, folder) if apart else Here(kind, options, device, folder) for kind in wanted}
+    first: dict[str, list[float]] = {}
+    for kind, turn in turns.items():
+        began = time.perf_counter()
+        first[kind] = [turn.take()[0] for _ in range(SAME_STEPS)]
+        if kind != "lightly":  # whose weights are its own
+            print(f"{kind:20} first losses {first[kind]}, {time.perf_counter() - began:.1f} s with its start", flush=True)
+    difference = max(abs(a / b - 1) for a, b in zip(first["ours"], first["plain"], strict=True))
+    assert difference < SAME, f"not the same step: losses differ by {difference:.1e}"
+
+    seconds: dict[str, list[float]] = {kind: [] for kind in turns}
+    for _ in range(3 if options.quick else options.rounds):
+        for kind, turn in turns.items():
+            seconds[kind].append(turn.take()[1])
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    print(f"\n{device_name(device)}: {options.backbone}, {options.crops}, {options.rows} rows, K {options.prototypes}")
+    for kind, median in medians.items():
+        spread = sorted(seconds[kind])
+        between = f"({1e3 * spread[len(spread) // 4]:.1f} to {1e3 * spread[-1 - len(spread) // 4]:.1f})"
+        print(f"{kind:20} {1e3 * median:8.1f} ms {between:20} {median / medians['plain']:.3f} of plain")
+    mixed = config_of(options, "ours bf16")
+    peak = measure_peak(mixed, device)
+    rate = options.rows / medians["ours bf16"]
+    found: dict[str, Any] = {
+        "fp32_ratio": round(medians["ours"] / medians["plain"], 3),
+        "bf16_ratio": round(medians["ours bf16"] / medians["plain"], 3),
+        "lightly_ratio": round(medians["ours"] / medians["lightly"], 3),
+        "lightly_bf16_ratio": round(medians["ours bf16"] / medians["lightly"], 3),
+        "loss_difference": difference,
+        "images_per_second": round(rate, 1),
+        "peak_share": round(count_flops(mixed, options.rows) / options.rows * rate / peak, 3),
+        "peak_tflops": round(peak / 1e12, 3),
+        "goals": GOALS,
+    }
+    if device.type == "cuda":
+        ours = turns["ours bf16"]
+        turns.clear()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        ours.take()
+        found["step_memory_gib"] = round((torch.cuda.max_memory_allocated() - held) / 2**30, 2)
+    if options.profile:
+        for kind in ("ours", "ours bf16"):
+            profile(kind, options, device, f"{folder}/profile")
+    print(json.dumps(found))
+
+
+def profile(kind: str, options: argparse.Namespace, device: torch.device, folder: str) -> None:
+    """Print where our step's time goes, operator by operator."""
+    step = make(kind, options, device, folder)
+    step()
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=kinds) as seen:
+        for _ in range(3):
+            step()
+        wait_for(device)
+    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(f"\n{kind}\n{seen.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50)}")
 
 
 def main() -> None:
@@ -108,104 +249,6 @@ def main() -> None:
         torch.backends.cudnn.benchmark = True  # for all of them alike
     with tempfile.TemporaryDirectory(prefix="swav-ray-") as folder:
         compare(options, device, folder)
-
-
-def compare(options: argparse.Namespace, device: torch.device, folder: str) -> None:
-    values = settings(options)
-    config = load(values | {"precision": "float32"})
-    mixed = load(values | {"precision": "bf16-mixed"})
-    stream = SyntheticStream(config).local(Position())
-    inputs = [floats_of(config, batch) for batch in (next(stream), next(stream))]
-    ours, ours_bf16 = Ours(config, device, folder + "/a"), Ours(mixed, device, folder + "/b")
-    weights = {name: value.detach().cpu().clone() for name, value in ours.training.model.state_dict().items()}
-    plain = PlainStep(config, weights, device)
-    plain_bf16 = PlainStep(config, weights, device, bf16=True)
-    lightly = LightlyStep(config, device)
-    taken = {"plain": 0, "plain bf16": 0, "lightly": 0}
-
-    def fed(name: str, step: Callable[[list[Tensor]], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            taken[name] += 1
-            return step(inputs[(taken[name] - 1) % len(inputs)])
-
-        return run
-
-    steps: dict[str, Callable[[], Tensor]] = {
-        "plain": fed("plain", plain.step),
-        "ours": ours.step,
-        "ours bf16": ours_bf16.step,
-        "lightly": fed("lightly", lightly.step),
-    }
-    if not options.quick:
-        steps["plain bf16"] = fed("plain bf16", plain_bf16.step)
-    if options.compile:
-        for name, kind in (("ours compiled", "float32"), ("ours bf16 compiled", "bf16-mixed")):
-            compiled = load(values | {"precision": kind, "compute.compile": "default"})
-            steps[name] = Ours(compiled, device, f"{folder}/{name}").step
-
-    same = {name: [float(steps[name]()) for _ in range(SAME_STEPS)] for name in ("plain", "ours", "ours bf16")}
-    print("losses of the first steps: " + "; ".join(f"{name} {' '.join(f'{x:.6f}' for x in v)}" for name, v in same.items()))
-    difference = max(abs(a / b - 1) for a, b in zip(same["ours"], same["plain"], strict=True))
-    assert difference < SAME, f"not the same step: losses differ by {difference:.1e}"
-    for name, step in steps.items():
-        began = time.perf_counter()
-        step()
-        wait_for(device)
-        if "compiled" in name:
-            print(f"{name}: the first step took {time.perf_counter() - began:.1f} s")
-
-    clock = time.perf_counter if device.type == "cuda" else time.process_time  # one thread works, whoever else is there
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(3 if options.quick else options.rounds):
-        for name, step in steps.items():
-            wait_for(device)
-            began = clock()
-            step()
-            wait_for(device)
-            seconds[name].append(clock() - began)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"\n{device_name(device)}: {options.backbone}, {options.crops}, {options.rows} rows, K {options.prototypes}")
-    for name, median in medians.items():
-        spread = sorted(seconds[name])
-        low, high = spread[len(spread) // 4], spread[-1 - len(spread) // 4]
-        print(
-            f"{name:20} {1e3 * median:8.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f})  {median / medians['plain']:.3f} of plain"
-        )
-    if options.profile:
-        profile(ours_bf16 if device.type == "cuda" else ours, device)
-    found: dict[str, Any] = {
-        "fp32_ratio": round(medians["ours"] / medians["plain"], 3),
-        "bf16_ratio": round(medians["ours bf16"] / medians["plain"], 3),
-        "lightly_ratio": round(medians["ours"] / medians["lightly"], 3),
-        "lightly_bf16_ratio": round(medians["ours bf16"] / medians["lightly"], 3),
-        "loss_difference": difference,
-        "goals": GOALS,
-    }
-    if device.type == "cuda" or not options.quick:
-        flops, peak = count_flops(mixed, options.rows), measure_peak(mixed, device)
-        found |= {
-            "images_per_second": round(options.rows / medians["ours bf16"], 1),
-            "peak_share": round(flops / medians["ours bf16"] / peak, 3),
-            "peak_tflops": round(peak / 1e12, 2),
-        }
-    if device.type == "cuda":
-        del plain, plain_bf16, lightly, steps, ours
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        ours_bf16.step()
-        found["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    print(json.dumps(found))
-
-
-def profile(ours: Ours, device: torch.device) -> None:
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    kinds += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
-    with torch.profiler.profile(activities=kinds) as seen:
-        for _ in range(3):
-            ours.step()
-        wait_for(device)
-    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    print(seen.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=50))
 
 
 if __name__ == "__main__":

@@ -81,9 +81,11 @@ class _Normalise(torch.autograd.Function):
         constant = (-slope * mean_grad).view(shape) - per_x * mean.view(shape)
         grad_x = torch.empty_like(x)
         for piece, of_piece, out in _pieces(x, grad, grad_x):
-            wide = torch.addcmul(constant, piece.to(weight.dtype), per_x)
-            torch.addcmul(wide, of_piece.to(weight.dtype), slope.view(shape), out=wide)
-            out.copy_(wide)
+            wide = out if out.dtype == weight.dtype else torch.empty_like(out, dtype=weight.dtype)
+            torch.addcmul(constant, piece.to(weight.dtype), per_x, out=wide)
+            wide.addcmul_(of_piece.to(weight.dtype), slope.view(shape))
+            if wide is not out:
+                out.copy_(wide)
         return grad_x, grad_weight, grad_bias, None, None
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from swav_ray.swav.small_conv import Conv3x3
+
 ONEDNN_BLOCK = 16  # channels
 
 
@@ -35,6 +37,8 @@ class _StridedPointwise(nn.Conv2d):
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    if size == 3:
+        return Conv3x3(inputs, outputs, stride)
     kind = _StridedPointwise if size == 1 and stride > 1 and inputs < ONEDNN_BLOCK else nn.Conv2d
     return kind(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 

@@ -28,6 +28,7 @@ from swav_ray.swav.batch_norm import sync_batch_norm
 from swav_ray.swav.collapse import CollapseWatch, judge
 from swav_ray.swav.feature_queue import FeatureQueue, cut_queue, gather_queue, usable_queue_length
 from swav_ray.swav.optim import warmup_cosine
+from swav_ray.train.allocator import keep_memory
 from swav_ray.train.bad_images import BadImages
 from swav_ray.train.build import build_model, build_optimizer, compile_backbone, init_prototypes, weights_dtype
 from swav_ray.train.checkpoint import Checkpoints
@@ -78,6 +79,8 @@ class Training:
         self.config, self.run, self.world, self.faults = config, run, world, faults or Faults()
         self.report = report or (lambda row: None)
         self.part_of_step: Part = record_function
+        if world.device.type == "cpu":
+            keep_memory()
         self.stream = stream or Stream(config)
         self.steps = self.stream.steps_on(world.size)
         self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
