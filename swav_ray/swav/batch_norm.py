@@ -21,12 +21,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 PIECE = 2**18  # numbers; 1 MB in float32
+SUMMANDS = 2**11  # of a channel in a piece, that is pixels
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, some rows at a time; none of no rows."""
-    rows, size = tensors[0].shape[0], tensors[0][:1].numel()
-    step = max(1, PIECE // max(size, 1))
+    """The same part of each, some rows at a time, or some lines of one large picture; none of no rows."""
+    x = tensors[0]
+    rows, channels = x.shape[:2]
+    pixels = x[:1, 0].numel()
+    most = max(1, min(SUMMANDS, PIECE // channels))
+    if pixels > most and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        high = max(1, most // x.shape[3])
+        for row in range(rows):
+            for top in range(0, x.shape[2], high):
+                yield tuple(tensor[row : row + 1, :, top : top + high] for tensor in tensors)
+        return
+    step = max(1, most // max(pixels, 1))
     for first in range(0, rows, step):
         yield tuple(tensor[first : first + step] for tensor in tensors)
 
@@ -54,15 +64,16 @@ class _Normalise(torch.autograd.Function):
         mean = wide_mean.to(dtype)
         var = (packed[channels:-1] / total - wide_mean.square()).clamp_min_(0).to(dtype)
         out = nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), total)
+        ctx.save_for_backward(x, weight, mean, mean - wide_mean, torch.rsqrt(var + eps), total)
         ctx.group = group
         ctx.mark_non_differentiable(mean, var, total)
         return out, mean, var, total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, mean, inv_std, total = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
+        x, weight, mean, off, inv_std, total = ctx.saved_tensors
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         sums = torch.zeros(2, x.shape[1], dtype=torch.float64)
         for piece, of_piece in _pieces(x, grad):
             _, weight_part, bias_part = torch.ops.aten.native_batch_norm_backward(
@@ -70,6 +81,7 @@ class _Normalise(torch.autograd.Function):
             )
             sums[0] += bias_part
             sums[1] += weight_part
+        sums[1] += off * inv_std * sums[0]  # what rounding the mean left out
         grad_bias, grad_weight = sums.to(weight.dtype)
         if ctx.group is not None:
             dist.all_reduce(sums, group=ctx.group)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -35,10 +36,13 @@ def measure_on(config: Config, workers: int, steps: int, *, synthetic: bool) -> 
         try:
             for process in processes:
                 process.start()
-            for process in processes:
-                process.join()
-                if process.exitcode:
-                    raise UserError(f"--workers {workers}: a worker ended with code {process.exitcode}; try --workers 1")
+            running = {process.sentinel: process for process in processes}
+            while running:  # the first to fail ends all: the others would wait for it
+                for sentinel in wait(running):
+                    process = running.pop(sentinel)  # type: ignore[call-overload]
+                    process.join()
+                    if process.exitcode:
+                        raise UserError(f"--workers {workers}: a worker ended with code {process.exitcode}; try --workers 1")
         finally:
             for process in processes:
                 process.kill()

@@ -86,7 +86,7 @@ def test_trying_changes_nothing_of_the_run(tmp_path, monkeypatch: pytest.MonkeyP
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     queue, random = training.queue.rows().clone(), torch.get_rng_state()
     monkeypatch.setenv(HOLDS, "10")
-    assert [fit.fits(training, 40, cap) for cap in (20, 11, 10, 7)] == [False, False, True, True]
+    assert [fit.fits(training, 40, cap) for cap in (20, 14, 10, 7)] == [False, False, True, True]
     for name, value in training.model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-7, msg=name)
     assert all(parameter.grad is None for parameter in training.model.parameters())
