@@ -3,9 +3,9 @@
     python -m benchmarks.collectives [--quick] [--workers 1,2,4,8] [--latency 0.001]
 
 A tiny model on gloo processes of one machine, the global batch growing with them. Counted on every worker: all-reduces of
-codes, of batch norm and of all else, buckets of gradients, and their bytes. Then a ResNet-18's step on two processes with every all-reduce
-delayed by the simulated latency (one after the other, as on a network, while gradients' buckets are not): the share of the
-step that codes take, against codes made crop by crop as in the reference. The last line is JSON.
+codes, of batch norm and of all else, buckets of gradients, and their bytes. Then a ResNet-18's step on two processes with
+every all-reduce delayed by the simulated latency (one after the other, as on a network, while gradients' buckets are not):
+the share of the step that codes take, against codes made crop by crop as in the reference. The last line is JSON.
 """
 
 from __future__ import annotations

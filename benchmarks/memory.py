@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory [--quick] [--device cuda] [--backbones resnet50:64] [--rows 16,32] [--crops 2x224,6x96]
 
-On the CPU it is the largest resident size of the process over that after a step of two rows, when everything is imported and
-the weights, their gradients and momentum are there; on a GPU what the allocator held at most, over what it holds between steps. The last line is JSON.
+On the CPU it is the largest resident size of the process over that after a step of two rows, when everything is imported
+and the weights, their gradients and momentum are there; on a GPU what the allocator held at most, over what it holds
+between steps. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The steps ours is measured against: one written the plain way, and one of lightly's modules.
 
-The plain step is written from the published method's description: float32, rows-first memory, torchvision's ResNet,
-a backbone call a resolution, Sinkhorn on exponentials crop by crop, cross-entropies in two loops, the optimiser tensor by tensor.
+The plain step is written from the published method's description: float32, rows-first memory, torchvision's ResNet, a
+backbone call a resolution, Sinkhorn on exponentials crop by crop, cross-entropies in two loops, the optimiser tensor by
+tensor.
 
 Shapes: B rows, K prototypes.
 """

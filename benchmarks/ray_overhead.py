@@ -2,10 +2,10 @@
 
     python -m benchmarks.ray_overhead [--quick] [--rounds 4]
 
-Both run `Training.run_to_end` on the demo's digits with a wider network: under Ray as `swav-ray pretrain --workers 2` does (our
-TorchTrainer, its controller, progress and policy), bare as two spawned processes with a file for their rendezvous. They take
-turns, Ray shut down in between. Times are images a second of ten steps each, from the runs' own metrics, without the first; medians
-over all rounds. The last line is JSON.
+Both run `Training.run_to_end` on the demo's digits with a wider network: under Ray as `swav-ray pretrain --workers 2` does
+(our TorchTrainer, its controller, progress and policy), bare as two spawned processes with a file for their rendezvous.
+They take turns, Ray shut down in between. Times are images a second of ten steps each, from the runs' own metrics, without
+the first; medians over all rounds. The last line is JSON.
 """
 
 from __future__ import annotations

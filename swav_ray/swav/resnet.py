@@ -7,9 +7,10 @@ a 7x7 convolution of padding 2: the same numbers, and no weights.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -95,6 +96,11 @@ def _counted_once(block: nn.Module) -> Iterator[None]:
             norm.track_running_stats = tracks
 
 
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first run of a block that is run twice, and of the second."""
+    return nullcontext(), _counted_once(block)
+
+
 class Design(NamedTuple):
     """All that makes one ResNet another; ``ResNet(*design)`` builds it."""
 
@@ -165,7 +171,7 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for block in itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, context_fn=lambda b=block: (nullcontext(), _counted_once(b)))
+                x = checkpoint(block, x, use_reentrant=False, context_fn=functools.partial(_contexts, block))
             else:
                 x = block(x)
         return torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)

@@ -36,13 +36,13 @@ def measure_on(config: Config, workers: int, steps: int, *, synthetic: bool) -> 
         try:
             for process in processes:
                 process.start()
-            running = {process.sentinel: process for process in processes}
+            running = list(processes)
             while running:  # the first to fail ends all: the others would wait for it
-                for sentinel in wait(running):
-                    process = running.pop(sentinel)  # type: ignore[call-overload]
-                    process.join()
-                    if process.exitcode:
-                        raise UserError(f"--workers {workers}: a worker ended with code {process.exitcode}; try --workers 1")
+                wait([process.sentinel for process in running])
+                failed = [process.exitcode for process in running if process.exitcode]
+                if failed:
+                    raise UserError(f"--workers {workers}: a worker ended with code {failed[0]}; try --workers 1")
+                running = [process for process in running if process.is_alive()]
         finally:
             for process in processes:
                 process.kill()

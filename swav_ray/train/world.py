@@ -35,7 +35,7 @@ class World:
         """The group of this worker and its neighbours by rank, ``size`` in all; 0 is everyone. Every worker calls it."""
         if self.group is None or size in (0, self.size):
             return self.group
-        groups = [dist.new_group(list(range(first, first + size))) for first in range(0, self.size, size)]
+        groups: list[Any] = [dist.new_group(list(range(first, first + size))) for first in range(0, self.size, size)]
         return groups[self.rank // size]
 
     def alone(self) -> dist.ProcessGroup | None:

@@ -64,7 +64,7 @@ def test_two_workers_talk() -> None:
     assert report.step_seconds > 0 and report.communication_seconds >= 0
 
 
-def test_the_command_prints_json(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_prints_json(digits, tmp_path, monkeypatch, capsys) -> None:
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
     printed = run_command(
         monkeypatch, capsys, "bench", "demo-digits", *settings, "--set", f"storage={tmp_path}", "--steps", "2", "--json"
