@@ -110,6 +110,7 @@ def rank(number: int, workers: int, folder: str, values: dict[str, Any], steps: 
         began = time.perf_counter()
         training._train_step(next(batches))
         took.append(time.perf_counter() - began)
+    calls, sizes = dict(ear.calls), dict(ear.bytes)
     codes = training.part_of_step.seconds["codes"] / steps
     # The reference's way: each assigned crop by itself.
     scores, one_by_one = torch.randn(2, ROWS, config.num_prototypes).clamp(-1, 1), []
@@ -118,13 +119,11 @@ def rank(number: int, workers: int, folder: str, values: dict[str, Any], steps: 
         for crop in scores:
             sinkhorn(crop, group=training.world.group)
         one_by_one.append(time.perf_counter() - began)
-    calls = {part: count / steps for part, count in ear.calls.items()}
-    calls["codes"] = calls.get("codes", 0.0)
     answers.put(
         {
             "rank": number,
-            "calls": calls,
-            "bytes": {part: size / steps for part, size in ear.bytes.items()},
+            "calls": {part: count / steps for part, count in calls.items()},
+            "bytes": {part: size / steps for part, size in sizes.items()},
             "step": statistics.median(took),
             "codes": codes,
             "one_by_one": statistics.median(one_by_one),

@@ -110,6 +110,7 @@ class SyncBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2-d input, got {input.dim()}-d")
 
+    @torch.compiler.disable  # its pieces would be unrolled, for minutes, and its sums put in another order
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 MOST_PIXELS, FEWEST_CHANNELS = 9, 128  # of the output, of the input: where it pays
 
 
-def _product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
+def product(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     """``a @ b.T`` by oneDNN, whatever the strides; private to torch, so without it if it is gone."""
     if a_MK.dtype == torch.float32 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return torch.ops.mkldnn._linear_pointwise(a_MK, b_NK, None, "none", [], "")
@@ -34,14 +34,14 @@ class _SmallConv(torch.autograd.Function):
         rows = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
         ctx.save_for_backward(columns, rows)
         ctx.shape, ctx.windows, ctx.stride = padded_NHWC.shape, windows.shape, stride
-        return _product(columns, rows).view(*windows.shape[:3], -1).permute(0, 3, 1, 2)
+        return product(columns, rows).view(*windows.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         columns, rows = ctx.saved_tensors
         grad_MO = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
-        grad_weight = _product(grad_MO.T, columns.T).view(-1, 3, 3, ctx.shape[-1]).permute(0, 3, 1, 2)
-        windows = _product(grad_MO, rows.T).view(ctx.windows)
+        grad_weight = product(grad_MO.T, columns.T).view(-1, 3, 3, ctx.shape[-1]).permute(0, 3, 1, 2)
+        windows = product(grad_MO, rows.T).view(ctx.windows)
         # Nine summands a pixel, in float32 at least.
         padded_NHWC = grad.new_zeros(ctx.shape, dtype=torch.promote_types(grad.dtype, torch.float32))
         _, high, wide = windows.shape[:3]
