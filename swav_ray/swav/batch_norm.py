@@ -51,12 +51,16 @@ class _Normalise(torch.autograd.Function):
         channels, dtype = x.shape[1], weight.dtype
         packed = torch.zeros(2 * channels + 1, dtype=torch.float64)
         unused = torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype)  # their dtype is that of the statistics
+        found, counts = [], []
         for (piece,) in _pieces(x):
-            count = piece.numel() // channels
-            mean, var = (each.double() for each in torch.batch_norm_update_stats(piece, *unused, 0.0))
-            packed[:channels] += mean * count
-            packed[channels:-1] += (var + mean.square()) * count
-            packed[-1] += count
+            found += torch.batch_norm_update_stats(piece, *unused, 0.0)
+            counts.append(piece.numel() // channels)
+        if found:  # of P pieces, C channels
+            means_PC, vars_PC = torch.stack(found).double().view(-1, 2, channels).unbind(1)
+            counts_P = torch.tensor(counts, dtype=torch.float64)
+            packed[:channels] = counts_P @ means_PC
+            packed[channels:-1] = counts_P @ vars_PC.add_(means_PC.square())
+            packed[-1] = counts_P.sum()
         if group is not None:
             dist.all_reduce(packed, group=group)
         total = packed[-1]
@@ -74,13 +78,15 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, off, inv_std, total = ctx.saved_tensors
         last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
         grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        sums = torch.zeros(2, x.shape[1], dtype=torch.float64)
+        found = [torch.zeros(2, x.shape[1], dtype=weight.dtype).unbind()]
         for piece, of_piece in _pieces(x, grad):
-            _, weight_part, bias_part = torch.ops.aten.native_batch_norm_backward(
-                of_piece, piece, weight, None, None, mean, inv_std, True, 0.0, [False, True, True]
+            found.append(
+                torch.ops.aten.native_batch_norm_backward(
+                    of_piece, piece, weight, None, None, mean, inv_std, True, 0.0, [False, True, True]
+                )[1:]
             )
-            sums[0] += bias_part
-            sums[1] += weight_part
+        parts = [torch.stack(of_pieces).sum(dim=0, dtype=torch.float64) for of_pieces in zip(*found, strict=True)]
+        sums = torch.stack(parts[::-1])  # of the bias, of the weight
         sums[1] += off * inv_std * sums[0]  # what rounding the mean left out
         grad_bias, grad_weight = sums.to(weight.dtype)
         if ctx.group is not None:
