@@ -1,7 +1,7 @@
 """Our training step beside a plain one and one of lightly's modules, from the same weights on the same pictures.
 
     python -m benchmarks.step [--quick] [--rounds 20] [--profile] [--compile] [--set KEY=VALUE ...]
-    python -m benchmarks.step --device cuda --backbone resnet50 --crops 2x224,6x96 --rows 256
+    python -m benchmarks.step --device cuda --backbone resnet50 --crops 2x224,6x96 --rows 128
 
 Steps take turns within one run. On the CPU each kind has a process of its own with one thread, whose processor time is taken;
 on a GPU all are in this process and the device is waited for. Medians. Ours begins with bytes, as a run does, the others with
@@ -35,7 +35,8 @@ from swav_ray.train.synthetic import SyntheticStream
 from swav_ray.train.world import World
 
 GOALS = {"fp32_ratio": 0.8, "bf16_ratio": 0.45}
-SAME_STEPS, SAME = 3, 1e-3  # steps from the same weights, whose losses must agree so well in float32
+SAME_STEPS = 3  # from the same weights; their losses must agree in float32, which on a GPU is TF32 in convolutions
+SAME = {"cpu": 1e-3, "cuda": 2e-2}
 KINDS = {
     "plain": "float32",
     "ours": "float32",
@@ -175,7 +176,7 @@ def compare(options: argparse.Namespace, device: torch.device, folder: str) -> N
         if kind != "lightly":  # whose weights are its own
             print(f"{kind:20} first losses {first[kind]}, {time.perf_counter() - began:.1f} s with its start", flush=True)
     difference = max(abs(a / b - 1) for a, b in zip(first["ours"], first["plain"], strict=True))
-    assert difference < SAME, f"not the same step: losses differ by {difference:.1e}"
+    assert difference < SAME[device.type], f"not the same step: losses differ by {difference:.1e}"
 
     seconds: dict[str, list[float]] = {kind: [] for kind in turns}
     for _ in range(3 if options.quick else options.rounds):

@@ -51,7 +51,8 @@ class _Normalise(torch.autograd.Function):
         channels, dtype = x.shape[1], weight.dtype
         packed = torch.zeros(2 * channels + 1, dtype=torch.float64)
         unused = torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype)  # their dtype is that of the statistics
-        found, counts = [], []
+        found: list[Tensor] = []
+        counts: list[int] = []
         for (piece,) in _pieces(x):
             found += torch.batch_norm_update_stats(piece, *unused, 0.0)
             counts.append(piece.numel() // channels)
