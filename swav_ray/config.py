@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from swav_ray.config_sections import Augment, Backbone, Checkpoints, Data, Elastic, Probe, Section
+from swav_ray.config_sections import Augment, Backbone, Checkpoints, Compute, Data, Elastic, Probe, Section
 from swav_ray.errors import Place, UserError, did_you_mean, explain
 from swav_ray.yaml_files import NOT_YAML, Lines, dump, parse, read_mapping
 
@@ -60,7 +60,18 @@ class Config(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     prototypes_lr_scale: float = Field(1.0, gt=0, description="the prototypes' learning rate over everyone else's")
 
-    precision: Literal["float32", "float64"] = Field("float32", description="of weights and activations")
+    precision: Literal["float32", "float64", "bf16-mixed"] = Field(
+        "float32",
+        description="of weights and activations; bf16-mixed: weights, statistics, scores, codes and loss in float32, the rest "
+        "of the network in bfloat16",
+    )
+    batch_norm_workers: int = Field(
+        0,
+        ge=0,
+        description="workers whose rows share batch statistics; 0: all, and so the same curve on any number of workers; the "
+        "published 64-GPU runs took 8. Needs a fixed number of workers that it divides",
+    )
+    compute: Compute = Compute()
 
     data: Data = Data()
     elastic: Elastic = Elastic()
@@ -128,6 +139,11 @@ class Config(Section):
                 f"{self.elastic.max} workers cannot share {blocks} blocks a step (global_batch_size {self.global_batch_size} / "
                 f"data.block_rows {self.data.block_rows}); lower data.block_rows or the workers"
             )
+        if self.batch_norm_workers and (self.elastic.min < self.elastic.max or self.elastic.max % self.batch_norm_workers):
+            raise ValueError(
+                f"batch_norm_workers {self.batch_norm_workers} needs a fixed number of workers that it divides, not "
+                f"{self.elastic.min} to {self.elastic.max}: the curve would follow them; set 0, or --workers to a multiple"
+            )
         low, high = self.augment.blur_sigma
         if not 0 < low <= high:
             raise ValueError(f"augment.blur_sigma {low} to {high}: need 0 < low <= high")
@@ -149,12 +165,12 @@ class Config(Section):
         return workers / self.elastic.max if self.elastic.scale_lr_with_batch else 1.0
 
     def computed(self) -> dict[str, Any]:
-        """What decides what the run computes: everything but its name, place, how many workers do it, and who is told.
+        """What decides what the run computes: everything but its name, place, how and by how many it is done, and who is told.
 
         Where the batch follows the workers, so does the size it is a share of. `elastic.max_rows_per_device` does not: a run
         must be able to go on under another cap, on devices with less memory; what a cap changes stands in `train/step.py`.
         """
-        content = self.model_dump(mode="json", exclude={"name", "storage", "elastic", "checkpoint", "trackers"})
+        content = self.model_dump(mode="json", exclude={"name", "storage", "elastic", "compute", "checkpoint", "trackers"})
         for where_it_is_done in ("crop_in", "bridge_seconds", "backend"):
             content["data"].pop(where_it_is_done)
         if self.elastic.scale_lr_with_batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -60,13 +60,29 @@ class Data(Section):
     log_ids: bool = Field(False, description="write each step's image ids into metrics.jsonl")
 
 
+class Compute(Section):
+    """How a step is carried out. But for rounding nothing here changes what it computes; a run may go on with other values."""
+
+    compile: Literal["off", "default", "reduce-overhead"] = Field(
+        "off", description="torch.compile of the backbone, a minute or more at each start; reduce-overhead: with CUDA graphs"
+    )
+    recompute_activations: bool = Field(
+        False,
+        description="keep only what enters each block and compute the rest again: less memory, a third more work",
+    )
+    bucket_mb: float = Field(25.0, gt=0, description="gradients exchanged at a time, while the backward pass goes on")
+
+
 class Elastic(Section):
     """How many workers, and when their number changes; `--workers 4` or `--workers 1:8`."""
 
     min: int = Field(1, ge=1)
     max: int = Field(1, ge=1)
     sizes: tuple[int, ...] = Field((), description="allowed worker counts, as [1, 2, 4, 8]; empty: all from min to max")
-    max_rows_per_device: int = Field(0, ge=0, description="rows a worker embeds at once; more go in several passes; 0: no cap")
+    max_rows_per_device: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        0,
+        description="rows a worker embeds at once; more go in several passes; 0: no cap; auto: what a GPU's memory holds",
+    )
     scale_lr_with_batch: bool = Field(False, description="W workers take W / max of global_batch_size and learning rate")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="null: 1 where the cluster has GPUs, else 0")
@@ -84,7 +100,7 @@ class Elastic(Section):
             raise ValueError(f"elastic.min {self.min} is above elastic.max {self.max}; swap them")
         if self.sizes and not any(self.min <= size <= self.max for size in self.sizes):
             raise ValueError(f"elastic.sizes {list(self.sizes)} has none from elastic.min {self.min} to elastic.max {self.max}")
-        if 0 < self.max_rows_per_device < 3:  # 3 rows in passes of at most 2 would be 1 and 2
+        if self.max_rows_per_device in (1, 2):  # 3 rows in passes of at most 2 would be 1 and 2
             raise ValueError(
                 f"elastic.max_rows_per_device {self.max_rows_per_device} could make passes of one row, which has no batch "
                 "statistics; give at least 3, or 0 for no cap"

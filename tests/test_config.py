@@ -33,7 +33,7 @@ RECIPE = str(Path(__file__).with_name("recipe.yaml"))
 KEYS = sorted(known_keys())
 # What a run computes depends on none of these: its name, its place, who does it, how often it is saved, who is told.
 NOT_IN_HASH = {"name", "storage", "trackers", "data.crop_in", "data.backend", "data.bridge_seconds"}
-NOT_IN_HASH |= {key for key in KEYS if key.startswith(("elastic.", "checkpoint."))}
+NOT_IN_HASH |= {key for key in KEYS if key.startswith(("elastic.", "checkpoint.", "compute."))}
 NOT_IN_HASH -= {"elastic.scale_lr_with_batch"}  # who does it then decides what it computes
 
 
@@ -165,6 +165,8 @@ def test_a_wrong_value_is_shown_with_its_key_and_what_would_do(key: str, value: 
         ({"augment.blur_sigma": [0, 1]}, "augment.blur_sigma 0.0 to 1.0"),
         ({"elastic.min": 3, "elastic.max": 2}, "elastic.min 3 is above elastic.max 2"),
         ({"elastic.max_rows_per_device": 2}, "elastic.max_rows_per_device 2 could make passes of one row"),
+        ({"batch_norm_workers": 2, "elastic.min": 1, "elastic.max": 4}, "batch_norm_workers 2 needs a fixed number of workers"),
+        ({"batch_norm_workers": 2, "elastic.min": 3, "elastic.max": 3}, "batch_norm_workers 2 needs a fixed number of workers"),
         (
             {"num_prototypes": 532, "elastic.min": 1, "elastic.max": 4, "elastic.scale_lr_with_batch": True},
             "num_prototypes 532 is more than the 531 rows in sight (global_batch_size 125, scaled to 31 on elastic.min 1 + ",

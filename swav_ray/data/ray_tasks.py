@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import itertools
 import pickle
 from collections.abc import Iterator, Sequence
@@ -15,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from swav_ray.data.ahead import chunks
+from swav_ray.data.allocator import keep_memory
 
 if TYPE_CHECKING:
     import ray.data
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 CPUS_PER_READER = 4  # of the cluster; a reader holds no processor, but what it reads out of turn waits in Ray's store
 CROP_CPUS = 0.5  # of a cropping task: Ray fills free places ten times a second only, so a second task waits at each processor
-KEPT_BYTES = 512 << 20  # of freed memory that a process keeps for its next task, where it would be cleared page by page again
 ROWS_PER_TASK = 128  # cropped by one task at most: its start and the book-keeping of what it makes cost some milliseconds
 ROWS_AHEAD = 2048  # dealt at a time at most, and held by a reader as JPEGs
 
@@ -67,15 +64,6 @@ def hands(stream: Stream, span: Span, dealt: int, world_size: int) -> Iterator[l
         for rank in range(world_size):
             yield blocks[(rank - dealt) % world_size :: world_size]
         dealt += len(blocks)
-
-
-@functools.cache
-def keep_memory() -> None:
-    """Let this process keep what it frees; where the C library is not glibc, nothing happens."""
-    with contextlib.suppress(OSError, AttributeError):
-        set_option = ctypes.CDLL("libc.so.6").mallopt
-        set_option(-1, KEPT_BYTES)  # M_TRIM_THRESHOLD
-        set_option(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its largest: smaller pieces come from what is kept
 
 
 def to_table(blocks: Sequence[Block]) -> pa.Table:

@@ -1,18 +1,44 @@
 """Batch norm over the rows of all workers, on CPU with gloo too, where torch's own SyncBatchNorm refuses to run.
 
 Workers may hold different numbers of rows, also none: statistics and gradients are those of the one global batch. It
-serves a single worker as well: torch's CPU kernel sums channels-last activations in plain float32, which costs up to 1 %
-of the first layers' gradients and would make one worker differ from two; sums here keep float32's full precision.
+serves a single worker as well: torch's CPU kernels sum channels-last activations in plain float32, which costs up to 1 % of
+the first layers' gradients and would make one worker differ from two. Here they are given pieces small enough to
+lose nothing that matters (and to stay in a core's cache between the passes over them), and the pieces' sums are added in
+float64.
+
+Activations may be bfloat16 (autocast); statistics, weights and all sums are then float32 all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+PIECE = 2**18  # numbers; 1 MB in float32
+SUMMANDS = 2**11  # of a channel in a piece, that is pixels
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same part of each, some rows at a time, or some lines of one large picture; none of no rows."""
+    x = tensors[0]
+    rows, channels = x.shape[:2]
+    pixels = x[:1, 0].numel()
+    most = max(1, min(SUMMANDS, PIECE // channels))
+    if pixels > most and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        high = max(1, most // x.shape[3])
+        for row in range(rows):
+            for top in range(0, x.shape[2], high):
+                yield tuple(tensor[row : row + 1, :, top : top + high] for tensor in tensors)
+        return
+    step = max(1, most // max(pixels, 1))
+    for first in range(0, rows, step):
+        yield tuple(tensor[first : first + step] for tensor in tensors)
 
 
 class _Normalise(torch.autograd.Function):
@@ -22,47 +48,63 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup | None
     ) -> tuple[Tensor, ...]:
-        channels = x.shape[1]
-        dims = [d for d in range(x.dim()) if d != 1]
-        shape = [1, channels] + [1] * (x.dim() - 2)
-        count = x.numel() // channels
-        # Deviations from this worker's own mean first, so that no precision is lost where the mean is large.
-        centre = x.sum(dims) / max(count, 1)
-        deviation = x - centre.view(shape)
-        wide, rest = centre.double(), deviation.sum(dims).double()  # `rest` is what rounding left in the mean
-        packed = torch.empty(2 * channels + 1, dtype=torch.float64, device=x.device)
-        packed[:channels] = wide * count + rest
-        packed[channels:-1] = deviation.square().sum(dims).double() + 2 * wide * rest + wide.square() * count
-        packed[-1] = count
+        channels, dtype = x.shape[1], weight.dtype
+        packed = torch.zeros(2 * channels + 1, dtype=torch.float64)
+        unused = torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype)  # their dtype is that of the statistics
+        found: list[Tensor] = []
+        counts: list[int] = []
+        for (piece,) in _pieces(x):
+            found += torch.batch_norm_update_stats(piece, *unused, 0.0)
+            counts.append(piece.numel() // channels)
+        if found:  # of P pieces, C channels
+            means_PC, vars_PC = torch.stack(found).double().view(-1, 2, channels).unbind(1)
+            counts_P = torch.tensor(counts, dtype=torch.float64)
+            packed[:channels] = counts_P @ means_PC
+            packed[channels:-1] = counts_P @ vars_PC.add_(means_PC.square())
+            packed[-1] = counts_P.sum()
         if group is not None:
             dist.all_reduce(packed, group=group)
         total = packed[-1]
         wide_mean = packed[:channels] / total
-        var = (packed[channels:-1] / total - wide_mean.square()).clamp_min_(0).to(x.dtype)
-        inv_std = torch.rsqrt(var + eps)
-        offset = (wide - wide_mean).to(x.dtype)  # normalised x is (deviation + offset) * inv_std
-        slope = weight * inv_std
-        out = torch.addcmul((bias + offset * slope).view(shape), deviation, slope.view(shape))
-        ctx.save_for_backward(deviation, slope, inv_std, offset, total)
-        ctx.group, ctx.dims, ctx.shape = group, dims, shape
-        mean = wide_mean.to(x.dtype)
+        mean = wide_mean.to(dtype)
+        var = (packed[channels:-1] / total - wide_mean.square()).clamp_min_(0).to(dtype)
+        out = nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, mean - wide_mean, torch.rsqrt(var + eps), total)
+        ctx.group = group
         ctx.mark_non_differentiable(mean, var, total)
         return out, mean, var, total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        deviation, slope, inv_std, offset, total = ctx.saved_tensors
-        grad_bias = grad.sum(ctx.dims)
-        grad_weight = inv_std * ((grad * deviation).sum(ctx.dims) + offset * grad_bias)
-        packed = torch.stack([grad_bias, grad_weight]).double()
+        x, weight, mean, off, inv_std, total = ctx.saved_tensors
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        found = [torch.zeros(2, x.shape[1], dtype=weight.dtype).unbind()]
+        for piece, of_piece in _pieces(x, grad):
+            found.append(
+                torch.ops.aten.native_batch_norm_backward(
+                    of_piece, piece, weight, None, None, mean, inv_std, True, 0.0, [False, True, True]
+                )[1:]
+            )
+        parts = [torch.stack(of_pieces).sum(dim=0, dtype=torch.float64) for of_pieces in zip(*found, strict=True)]
+        sums = torch.stack(parts[::-1])  # of the bias, of the weight
+        sums[1] += off * inv_std * sums[0]  # what rounding the mean left out
+        grad_bias, grad_weight = sums.to(weight.dtype)
         if ctx.group is not None:
-            dist.all_reduce(packed, group=ctx.group)
-        mean_grad, mean_grad_x = (packed / total).to(grad.dtype)
-        # slope * (grad - mean_grad - normalised * mean_grad_x), gathered into two passes over the data
-        per_deviation = -slope * mean_grad_x * inv_std
-        constant = per_deviation * offset - slope * mean_grad
-        grad_x = torch.addcmul(constant.view(ctx.shape), deviation, per_deviation.view(ctx.shape))
-        grad_x.addcmul_(grad, slope.view(ctx.shape))
+            dist.all_reduce(sums, group=ctx.group)
+        mean_grad, mean_grad_x = (sums / total).to(weight.dtype)
+        # slope * (grad - mean_grad - normalised * mean_grad_x), gathered into two passes over a piece
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        slope = weight * inv_std
+        per_x = (-slope * mean_grad_x * inv_std).view(shape)
+        constant = (-slope * mean_grad).view(shape) - per_x * mean.view(shape)
+        grad_x = torch.empty_like(x)
+        for piece, of_piece, out in _pieces(x, grad, grad_x):
+            wide = out if out.dtype == weight.dtype else torch.empty_like(out, dtype=weight.dtype)
+            torch.addcmul(constant, piece.to(weight.dtype), per_x, out=wide)
+            wide.addcmul_(of_piece.to(weight.dtype), slope.view(shape))
+            if wide is not out:
+                out.copy_(wide)
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -75,10 +117,13 @@ class SyncBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2-d input, got {input.dim()}-d")
 
+    @torch.compiler.disable  # its pieces would be unrolled, for minutes, and its sums put in another order
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         out, mean, var, total = _Normalise.apply(x, self.weight, self.bias, self.eps, self.group)
+        if not self.track_running_stats:
+            return out
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
             self.num_batches_tracked += 1
@@ -102,3 +147,18 @@ def sync_batch_norm(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Mo
             child.__class__ = SyncBatchNorm  # the very same parameters and buffers, with another forward
             child.__dict__["group"] = group
     return module
+
+
+@contextmanager
+def batch_norm_over(module: nn.Module, group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Within, the batch norms of :func:`sync_batch_norm` take their statistics over another ``group``."""
+    norms = [child for child in module.modules() if isinstance(child, SyncBatchNorm | nn.SyncBatchNorm)]
+    names = ["group" if isinstance(norm, SyncBatchNorm) else "process_group" for norm in norms]
+    before = [getattr(norm, name) for norm, name in zip(norms, names, strict=True)]
+    for norm, name in zip(norms, names, strict=True):
+        setattr(norm, name, group)
+    try:
+        yield
+    finally:
+        for norm, name, own in zip(norms, names, before, strict=True):
+            setattr(norm, name, own)

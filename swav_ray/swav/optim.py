@@ -56,25 +56,29 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
-        decay = group["weight_decay"]
-        grad = p.grad
-        assert grad is not None
-        p_norm, grad_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(grad)
-        scale = group["trust_coefficient"] * p_norm / (grad_norm + decay * p_norm + group["eps"])
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """All tensors together, each number read as few times as can be: the step is bound by memory, or by launches."""
+        decay, momentum = group["weight_decay"], group["momentum"]
+        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        p_norm, grad_norm = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(grads))
         both = (p_norm != 0) & (grad_norm != 0)
-        update = torch.where(both, (grad + decay * p) * scale, grad)
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = update.clone()
-        else:
-            state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-        p.sub_(state["momentum_buffer"] * group["lr"])
+        scale = group["trust_coefficient"] * p_norm / (grad_norm + decay * p_norm + group["eps"])
+        of_grad = torch.where(both, scale, 1).unbind()
+        of_param = torch.where(both, scale * decay, 0).unbind()
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_addcmul_(buffers, grads, of_grad)  # buffer += grad * of_grad, a number a tensor
+        if decay:
+            torch._foreach_addcmul_(buffers, params, of_param)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
 
 def warmup_cosine(

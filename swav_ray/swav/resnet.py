@@ -7,10 +7,18 @@ a 7x7 convolution of padding 2: the same numbers, and no weights.
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from swav_ray.swav.small_conv import Conv3x3
 
 ONEDNN_BLOCK = 16  # channels
 
@@ -30,6 +38,8 @@ class _StridedPointwise(nn.Conv2d):
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    if size == 3:
+        return Conv3x3(inputs, outputs, stride)
     kind = _StridedPointwise if size == 1 and stride > 1 and inputs < ONEDNN_BLOCK else nn.Conv2d
     return kind(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 
@@ -72,6 +82,25 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + skip)
 
 
+@contextmanager
+def _counted_once(block: nn.Module) -> Iterator[None]:
+    """The same batch a second time: batch norm leaves its running statistics alone."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracks in zip(norms, before, strict=True):
+            norm.track_running_stats = tracks
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first run of a block that is run twice, and of the second."""
+    return nullcontext(), _counted_once(block)
+
+
 class Design(NamedTuple):
     """All that makes one ResNet another; ``ResNet(*design)`` builds it."""
 
@@ -98,6 +127,9 @@ class ResNet(nn.Module):
         layers: blocks in each of the four stages.
         base_width: channels of the stem; stage s has ``base_width * 2**s`` planes.
         stem: ``imagenet`` (7x7 stride 2, then 3x3 max-pool) or ``small`` (3x3 stride 1, no pool) for images of 16-64 px.
+
+    Attributes:
+        recompute: keep for the backward pass only what enters each block, and run the block again there.
     """
 
     def __init__(
@@ -105,6 +137,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.design = Design(block, layers, base_width, stem)
+        self.recompute = False
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, base_width, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
@@ -136,7 +169,11 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for block in itertools.chain(self.layer1, self.layer2, self.layer3, self.layer4):
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, context_fn=functools.partial(_contexts, block))
+            else:
+                x = block(x)
         return torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from typing import Any
 
 import torch
@@ -34,13 +35,41 @@ def build_backbone(config: Config) -> nn.Module:
             raise UserError(f"backbone.arch = {c.arch!r}: cannot be imported: {error}") from None
         if not isinstance(getattr(backbone, "num_features", None), int):
             raise UserError(f"backbone.arch = {c.arch!r}: the module needs an integer .num_features, the width of its features")
+        if config.compute.recompute_activations:
+            raise UserError(f"compute.recompute_activations: backbone.arch = {c.arch!r} is not ours to divide; set it to false")
         return backbone
     if c.arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(
             f"backbone.arch = {c.arch!r}{did_you_mean(c.arch, ARCHITECTURES)}: known are {known}, or package.module:factory"
         )
-    return resnet(c.arch, base_width=c.base_width, stem=c.stem)
+    backbone = resnet(c.arch, base_width=c.base_width, stem=c.stem)
+    backbone.recompute = config.compute.recompute_activations
+    return backbone
+
+
+def compile_backbone(config: Config, model: SwAV) -> None:
+    """Have the backbone compiled at its first call, if the configuration says so; its names and weights stay.
+
+    Raises:
+        UserError: this machine has no compiler for its processor.
+    """
+    mode = config.compute.compile
+    if mode == "off":
+        return
+    if not any(p.is_cuda for p in model.parameters()) and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise UserError(f"compute.compile = {mode}: needs a C++ compiler on this machine (g++); install one, or set it to off")
+    model.backbone.compile(mode=None if mode == "default" else mode)
+
+
+def weights_dtype(config: Config) -> torch.dtype:
+    """Of the weights; with mixed precision the activations have another."""
+    return torch.float64 if config.precision == "float64" else torch.float32
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The forward pass runs within; it does something with mixed precision only."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16-mixed")
 
 
 def build_model(config: Config) -> SwAV:

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from swav_ray import __version__
 from swav_ray.config import Config
+from swav_ray.data.allocator import keep_memory
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.errors import UserError
@@ -28,14 +30,15 @@ from swav_ray.swav.collapse import CollapseWatch, judge
 from swav_ray.swav.feature_queue import FeatureQueue, cut_queue, gather_queue, usable_queue_length
 from swav_ray.swav.optim import warmup_cosine
 from swav_ray.train.bad_images import BadImages
-from swav_ray.train.build import build_model, build_optimizer, init_prototypes
+from swav_ray.train.build import build_model, build_optimizer, compile_backbone, init_prototypes, weights_dtype
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.faults import Faults
+from swav_ray.train.fit import with_cap
 from swav_ray.train.metrics import MetricsLog
 from swav_ray.train.probe import probe_backbone
 from swav_ray.train.restore import restore
 from swav_ray.train.signals import SIGNALS, Request
-from swav_ray.train.step import loss_and_gradients
+from swav_ray.train.step import Part, loss_and_gradients
 from swav_ray.train.world import World
 
 LOG_EVERY = 10  # steps between reads of values from the device
@@ -58,14 +61,27 @@ class Training:
         world: the workers of the moment.
         report: called on rank 0 with each logged step's figures, and with `probe/top1` at the ends of epochs.
         faults: to strike on purpose (`faults.py`).
+        stream: in place of that of the configuration's shards.
+
+    Attributes:
+        part_of_step: entered around each part of a step; by default it names the part in a profile.
     """
 
     def __init__(
-        self, config: Config, run: Storage, world: World, report: Report | None = None, faults: Faults | None = None
+        self,
+        config: Config,
+        run: Storage,
+        world: World,
+        report: Report | None = None,
+        faults: Faults | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.config, self.run, self.world, self.faults = config, run, world, faults or Faults()
         self.report = report or (lambda row: None)
-        self.stream = Stream(config)
+        self.part_of_step: Part = record_function
+        if world.device.type == "cpu":
+            keep_memory()
+        self.stream = stream or Stream(config)
         self.steps = self.stream.steps_on(world.size)
         self.checkpoints = Checkpoints(run / "checkpoints", config.checkpoint.keep_last, config.checkpoint.keep_every)
         torch.manual_seed(config.seed)  # the same weights on every worker, on the CPU whatever the device
@@ -75,17 +91,24 @@ class Training:
         saved = restore(self.checkpoints, world)
         if saved is None and config.prototype_init == "samples":
             init_prototypes(self.model, config, self.stream)
-        self.dtype = getattr(torch, config.precision)
+        self.dtype = weights_dtype(config)
         self.model.to(world.device, self.dtype).to(memory_format=torch.channels_last)
-        sync_batch_norm(self.model, world.group)
+        sync_batch_norm(self.model, world.subgroup(config.batch_norm_workers))
         self.optimizer = build_optimizer(config, self.model)
         if saved is not None:
             self._load(*saved)
+        self.config = with_cap(self)
+        compile_backbone(config, self.model)
         self._forward: torch.nn.Module = self.model
         if world.group is not None:
             devices = [world.device] if world.device.type == "cuda" else None
             self._forward = DistributedDataParallel(
-                self.model, device_ids=devices, process_group=world.group, gradient_as_bucket_view=True, **_no_buffer_sync()
+                self.model,
+                device_ids=devices,
+                process_group=world.group,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=config.compute.bucket_mb,
+                **_no_buffer_sync(),
             )
         self.watch = CollapseWatch(config.num_prototypes, config.feature_dim, device=world.device)
         self.log = MetricsLog(run, self.step, config) if world.rank == 0 else None
@@ -154,13 +177,14 @@ class Training:
         c, world = self.config, self.world
         lr = self._set_learning_rate()
         self._open_queue(batch.epoch)
-        seen = loss_and_gradients(c, self.model, self._forward, batch, world, self.queue)
+        seen = loss_and_gradients(c, self.model, self._forward, batch, world, self.queue, self.part_of_step)
         if self.queue is not None:
             self.queue.push(seen.embeddings_ABD, positions=torch.from_numpy(batch.positions), global_rows=batch.global_rows)
         if self.schedule_step < c.freeze_prototypes_epochs * self.steps.per_epoch:
             self.model.prototypes.weight.grad = None
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.part_of_step("optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
 
         self.watch.update(seen.embeddings_ABD, seen.scores_ABK, c.temperature)
         self.step += 1

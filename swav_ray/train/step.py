@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from swav_ray.config import Config
 from swav_ray.data.stream import Batch
@@ -32,7 +34,10 @@ from swav_ray.evaluate.features import normalise
 from swav_ray.swav.feature_queue import FeatureQueue
 from swav_ray.swav.loss import assign_codes, swapped_prediction
 from swav_ray.swav.model import SwAV
+from swav_ray.train.build import autocast
 from swav_ray.train.world import World
+
+Part = Callable[[str], contextlib.AbstractContextManager[Any]]  # a part of the step by its name, while it runs
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,13 @@ def num_parts(largest_share: int, max_rows: int) -> int:
 
 
 def loss_and_gradients(
-    config: Config, model: SwAV, forward: nn.Module, batch: Batch, world: World, queue: FeatureQueue | None = None
+    config: Config,
+    model: SwAV,
+    forward: nn.Module,
+    batch: Batch,
+    world: World,
+    queue: FeatureQueue | None = None,
+    part_of_step: Part = record_function,
 ) -> Seen:
     """Add the gradients of the mean loss over the global batch to the parameters' ``grad``, the same on every worker.
 
@@ -63,34 +74,45 @@ def loss_and_gradients(
         forward: ``model`` itself, or it within DistributedDataParallel where there are several workers.
         batch: this worker's rows of the step, perhaps none.
         queue: joins the codes' population if it is full; nothing is pushed.
+        part_of_step: entered around each part; by default it only has a name in profiles.
     """
     assigned = list(config.crops_for_assign)
     model.normalize_prototypes()
 
     def embed(module: nn.Module, part: slice) -> tuple[Tensor, Tensor]:
         """``(V, P, D)`` embeddings and ``(V, P, K)`` scores."""
-        embeddings, scores = module(_crops(config, model, batch, part, world.device))
+        with part_of_step("crops"):
+            crops = _crops(config, model, batch, part, world.device)
+        with part_of_step("forward"), autocast(config, world.device):
+            embeddings, scores = module(crops)
         shape = (config.num_crops, len(batch.positions[part]))
         return embeddings.unflatten(0, shape), scores.unflatten(0, shape)
 
     def codes_of(scores_ABK: Tensor) -> Tensor:
-        return assign_codes(
-            scores_ABK,
-            model.prototypes.weight,
-            epsilon=config.epsilon,
-            num_iterations=config.sinkhorn_iterations,
-            queue=queue,
-            group=world.group,
-        )
+        # They wait for all crops: the projector's batch statistics, and so every embedding, are over all of them.
+        with part_of_step("codes"):
+            return assign_codes(
+                scores_ABK,
+                model.prototypes.weight,
+                epsilon=config.epsilon,
+                num_iterations=config.sinkhorn_iterations,
+                queue=queue,
+                group=world.group,
+            )
 
     def differentiate(scores_VPK: Tensor, codes_APK: Tensor) -> Tensor:
-        loss = swapped_prediction(scores_VPK, codes_APK, crops_for_assign=assigned, temperature=config.temperature)
+        with part_of_step("loss"):
+            loss = swapped_prediction(scores_VPK, codes_APK, crops_for_assign=assigned, temperature=config.temperature)
         # Workers and parts hold unequal shares of the rows and DDP averages over workers: weigh to get the global mean.
         share = scores_VPK.shape[1] / batch.global_rows
-        (loss * (share * world.size)).backward()
+        with part_of_step("backward"):
+            (loss * (share * world.size)).backward()
         return loss.detach() * share
 
-    count = num_parts(batch.largest_share, config.elastic.max_rows_per_device)
+    cap = config.elastic.max_rows_per_device
+    if cap == "auto":
+        raise ValueError("elastic.max_rows_per_device: auto is a number by now (train/fit.py)")
+    count = num_parts(batch.largest_share, cap)
     if count == 1:
         embeddings_VBD, scores_VBK = embed(forward, slice(None))
         embeddings_ABD, scores_ABK = embeddings_VBD.detach()[assigned], scores_VBK.detach()[assigned]
@@ -100,7 +122,7 @@ def loss_and_gradients(
     ends = [len(batch.positions) * part // count for part in range(count + 1)]  # of equal size to a row, some may be empty
     parts = [slice(*pair) for pair in itertools.pairwise(ends)]
     found = []
-    with torch.no_grad(), _buffers_kept(model):
+    with torch.no_grad(), buffers_kept(model):
         for part in parts:
             embeddings_VPD, scores_VPK = embed(model, part)
             found.append((embeddings_VPD[assigned], scores_VPK[assigned]))
@@ -115,18 +137,17 @@ def loss_and_gradients(
 
 
 def _crops(config: Config, model: SwAV, batch: Batch, part: slice, device: torch.device) -> list[Tensor]:
-    """V normalised tensors ``(P, 3, S, S)``; only the part's pixels are ever floats."""
+    """A normalised tensor ``(C * P, 3, S, S)`` for each size of crops; only the part's pixels are ever floats."""
     crops = []
     for group_CBSS3 in batch.crops:
         group_CPSS3 = group_CBSS3[:, part]
-        count, rows, *picture = group_CPSS3.shape
-        pixels = normalise(group_CPSS3.reshape(-1, *picture), config.augment.mean, config.augment.std, device)
-        crops += list(pixels.to(model.prototypes.weight.dtype).unflatten(0, (count, rows)))
+        pixels = normalise(group_CPSS3.reshape(-1, *group_CPSS3.shape[2:]), config.augment.mean, config.augment.std, device)
+        crops.append(pixels.to(model.prototypes.weight.dtype))
     return crops
 
 
 @contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put the model's buffers back afterwards: running statistics, and whatever else a backbone counts."""
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]

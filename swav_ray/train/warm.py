@@ -9,7 +9,7 @@ from swav_ray.config import Config
 from swav_ray.data.stream import Position, Stream
 from swav_ray.evaluate.features import normalise
 from swav_ray.swav.batch_norm import sync_batch_norm
-from swav_ray.train.build import build_model, build_optimizer
+from swav_ray.train.build import autocast, build_model, build_optimizer, weights_dtype
 
 
 def rehearse(config: Config) -> None:
@@ -29,7 +29,7 @@ def _first_step(config: Config) -> None:
 
     tensorboard.compat.tf  # noqa: B018  looked for on first use, for seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, config.precision)
+    dtype = weights_dtype(config)
     stream = Stream(config)
     span = next(stream.spans_from(Position(), 1))
     block = next(stream.read(dataclasses.replace(span, last=1)))
@@ -39,6 +39,7 @@ def _first_step(config: Config) -> None:
     optimizer = build_optimizer(config, model)
     mean, std = config.augment.mean, config.augment.std
     crops = [normalise(pixels, mean, std, device).to(dtype) for group in block.crops for pixels in group]
-    _, scores = model(crops)
+    with autocast(config, device):
+        _, scores = model(crops)
     scores.mean().backward()
     optimizer.step()

@@ -20,6 +20,7 @@ class World:
     group: dist.ProcessGroup | None = None
     control: dist.ProcessGroup | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _alone: dist.ProcessGroup | None = field(default=None, init=False)
 
     @classmethod
     def join(cls, device: torch.device) -> World:
@@ -30,13 +31,26 @@ class World:
         control: Any = dist.new_group(backend="gloo") if device.type == "cuda" else everyone
         return cls(dist.get_rank(), dist.get_world_size(), everyone, control, device)
 
+    def subgroup(self, size: int) -> dist.ProcessGroup | None:
+        """The group of this worker and its neighbours by rank, ``size`` in all; 0 is everyone. Every worker calls it."""
+        if self.group is None or size in (0, self.size):
+            return self.group
+        groups: list[Any] = [dist.new_group(list(range(first, first + size))) for first in range(0, self.size, size)]
+        return groups[self.rank // size]
+
+    def alone(self) -> dist.ProcessGroup | None:
+        """The group of this worker and nobody else. Every worker calls it."""
+        if self._alone is None:
+            self._alone = self.subgroup(1)
+        return self._alone
+
     def leave(self) -> None:
         """Close this process's connections after an error, so that peers that wait for it fail at once.
 
         Not with NCCL, where a broken communicator may not be left without waiting: such a process is ended from outside.
         """
         if dist.is_initialized() and self.device.type == "cpu":
-            self.group = self.control = None
+            self.group = self.control = self._alone = None
             dist.destroy_process_group()
             gc.collect()
 

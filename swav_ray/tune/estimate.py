@@ -18,7 +18,7 @@ from torch import Tensor
 from swav_ray.config import Config
 from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.swav.feature_queue import FeatureQueue, usable_queue_length
-from swav_ray.train.build import build_model, build_optimizer
+from swav_ray.train.build import build_model, build_optimizer, weights_dtype
 from swav_ray.train.probe import probe_backbone
 from swav_ray.train.step import loss_and_gradients
 from swav_ray.train.trainer import resolve
@@ -127,7 +127,7 @@ def measure(config: Config, space: Space) -> Cost:
     with _threads(max(1, int(cpus))):
         torch.manual_seed(config.seed)
         model = build_model(config)
-        model.to(world.device, getattr(torch, config.precision)).to(memory_format=torch.channels_last)
+        model.to(world.device, weights_dtype(config)).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(config, model)
         queue = _full_queue(config, world.device)
         stream = Stream(config)
