@@ -8,6 +8,7 @@ from typing import Any
 from swav_ray.config import Config
 from swav_ray.doctor.check import Check, by_node, failure, ok, size, skipped, warning
 from swav_ray.doctor.sizes import CONTEXT_BYTES, PROCESS_BYTES, Sizes
+from swav_ray.train.fit import LEAST
 
 FULL = 0.95  # of a disk: Ray takes no more work there (local_fs_capacity_threshold)
 BATCHES_AHEAD = 3  # of crops in the object store: consumed, ready, and being made
@@ -94,7 +95,10 @@ def check_memory(config: Config, sizes: Sizes, nodes: Facts, per_node: Mapping[s
     batch = config.batch_on(config.elastic.min)
     block = config.data.block_rows
     share = min(batch, -(-batch // (block * config.elastic.min)) * block)
-    rows = min(share, config.elastic.max_rows_per_device or share)
+    cap = config.elastic.max_rows_per_device
+    if cap == "auto":  # on a GPU the run tries down to the least
+        cap = LEAST if gpus else 0
+    rows = min(share, cap or share)
     need = sizes.device(rows)
     workers = config.elastic.min
     said = (
@@ -119,8 +123,8 @@ def check_memory(config: Config, sizes: Sizes, nodes: Facts, per_node: Mapping[s
     if not rooms:
         return skipped(name, f"no node has room for a worker; {said}")
     least = min(rooms.values())
-    cap = f"--set elastic.max_rows_per_device={_fitting(sizes, least)}"
-    mend = f"{cap} (more passes, the same loss), more workers, or smaller crops"
+    fitting = f"--set elastic.max_rows_per_device={_fitting(sizes, least)}"
+    mend = f"{fitting} (more passes, the same loss), more workers, or smaller crops"
     tight = {node: f"{where} of {size(room)}" for node, room in rooms.items() if need > room}
     if tight and need > max(rooms.values()):
         return failure(name, f"{said}; {by_node(tight)}", mend)

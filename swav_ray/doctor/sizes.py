@@ -11,10 +11,11 @@ from torch import nn
 
 from swav_ray.config import Config
 from swav_ray.swav.feature_queue import usable_queue_length
-from swav_ray.train.build import build_model
+from swav_ray.train.build import build_model, weights_dtype
 
 STATE_COPIES = {"lars": 1, "sgd": 1, "adamw": 2}  # of the parameters, in the optimiser
 SPARE = 1.25  # of what activations take: workspaces of kernels, fragmentation
+MIXED = 0.65  # of float32's activations, measured with `precision: bf16-mixed` (benchmarks/memory.py)
 PROCESS_BYTES = 1_500_000_000  # of a process that has imported torch, Ray and the data path, measured about so
 CONTEXT_BYTES = 1_000_000_000  # of CUDA and NCCL on a GPU
 
@@ -47,8 +48,9 @@ def sizes_of(config: Config) -> Sizes:
     """
     with torch.device("meta"):
         model = build_model(config)
-    model.to("meta", getattr(torch, config.precision))
-    width = torch.finfo(getattr(torch, config.precision)).bits // 8
+    dtype = weights_dtype(config)
+    model.to("meta", dtype)
+    width = dtype.itemsize
     parameters = sum(p.numel() for p in model.parameters()) * width
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
     queue = (
@@ -60,12 +62,12 @@ def sizes_of(config: Config) -> Sizes:
         buffers=buffers,
         optimizer=STATE_COPIES[config.optimizer] * parameters,
         queue=queue * 4,
-        row_bytes=_kept(config, model) + pixels * width,
+        row_bytes=math.ceil(_kept(config, model, dtype) * (MIXED if config.precision == "bf16-mixed" else 1)) + pixels * width,
         crop_bytes=pixels,
     )
 
 
-def _kept(config: Config, model: nn.Module) -> int:
+def _kept(config: Config, model: nn.Module, dtype: torch.dtype) -> int:
     """Bytes a row that autograd keeps from the forward to the backward pass."""
     rows = 2  # batch norm refuses one
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
@@ -77,7 +79,6 @@ def _kept(config: Config, model: nn.Module) -> int:
             kept[storage._cdata] = storage, storage.nbytes()  # held, so that no other takes its place
         return tensor
 
-    dtype = getattr(torch, config.precision)
     crops = [
         torch.empty(rows, 3, size, size, device="meta", dtype=dtype)
         for size, count in zip(config.crop_sizes, config.crop_counts, strict=True)

@@ -168,6 +168,11 @@ def test_memory_of_gpus() -> None:
     rows = int(check.mend.partition("max_rows_per_device=")[2].split()[0])
     capped = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.max_rows_per_device": rows})
     assert room.check_memory(capped, sizes, small, {"a": 1}, 1.0).state is State.OK
+    found = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.max_rows_per_device": "auto"})
+    assert room.check_memory(found, sizes, small, {"a": 1}, 1.0).state is State.OK
+    mixed = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "precision": "bf16-mixed"})
+    assert 0.6 * sizes.row_bytes < sizes_of(mixed).row_bytes < 0.75 * sizes.row_bytes
+    assert sizes_of(mixed).checkpoint == sizes.checkpoint
 
 
 def test_sizes_are_those_of_the_real_thing(tmp_path: Any) -> None:
