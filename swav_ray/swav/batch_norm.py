@@ -89,7 +89,7 @@ class _Normalise(torch.autograd.Function):
         parts = [torch.stack(of_pieces).sum(dim=0, dtype=torch.float64) for of_pieces in zip(*found, strict=True)]
         sums = torch.stack(parts[::-1])  # of the bias, of the weight
         sums[1] += off * inv_std * sums[0]  # what rounding the mean left out
-        grad_bias, grad_weight = sums.to(weight.dtype)
+        grad_bias, grad_weight = sums.to(weight.dtype, copy=True)  # of this worker alone; the sums become everyone's
         if ctx.group is not None:
             dist.all_reduce(sums, group=ctx.group)
         mean_grad, mean_grad_x = (sums / total).to(weight.dtype)

@@ -68,14 +68,17 @@ def synced_steps(
 
 @pytest.mark.parametrize("dimensions", TRAILING)
 @pytest.mark.parametrize("world_size", SPLITS)
-def test_equals_plain_batch_norm_over_all_rows(world_size: int, dimensions: int) -> None:
-    norm, (inputs, gradients) = shaken_norm(dimensions), two_batches(dimensions)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_equals_plain_batch_norm_over_all_rows(world_size: int, dimensions: int, dtype: torch.dtype, tolerance: float) -> None:
+    norm, (inputs, gradients) = shaken_norm(dimensions).to(dtype), (each.to(dtype) for each in two_batches(dimensions))
     expected = two_steps(copy.deepcopy(norm).double(), inputs.double(), gradients.double())
     for parts in zip(*run_ranks(world_size, synced_steps, SPLITS[world_size], norm, inputs, gradients), strict=True):
         for name, value in expected.items():
             values = [part[name] for part in parts]
             joined = {"rows": lambda v: torch.cat(v, dim=1), "sum": sum, "same": lambda v: v[0]}[name.split("_")[0]](values)
-            torch.testing.assert_close(joined.to(value.dtype), value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                joined.to(value.dtype), value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
             if name.startswith("same"):
                 assert all(torch.equal(other, values[0]) for other in values)
 
