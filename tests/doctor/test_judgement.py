@@ -175,12 +175,15 @@ def test_memory_of_gpus() -> None:
     assert sizes_of(mixed).checkpoint == sizes.checkpoint
 
 
-def test_sizes_are_those_of_the_real_thing(tmp_path: Any) -> None:
+def test_sizes_are_those_of_the_real_thing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters and buffers to the byte; a checkpoint within a twentieth; kept activations as a real pass keeps them."""
     import torch
 
+    from swav_ray.swav import small_conv
     from swav_ray.train.build import build_model
 
+    # Which processors use and GPUs do not: on a processor a tenth more is kept, within what the estimate adds.
+    monkeypatch.setattr(small_conv, "MOST_PIXELS", 0)
     config = load_config("demo-digits")
     sizes, model = sizes_of(config), build_model(config)
     assert sizes.parameters == sum(p.nbytes for p in model.parameters())
