@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from swav_ray.cli import training  # isort: skip  # the order of the help
-from swav_ray.cli import sweeps, weights
+from swav_ray.cli import jobs, sweeps, weights
 from swav_ray.cli.app import app
 from swav_ray.errors import Stopped, StorageAwayError, UserError
 
-__all__ = ["app", "main", "sweeps", "training", "weights"]
+__all__ = ["app", "jobs", "main", "sweeps", "training", "weights"]
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ def trial_resources(space: Space) -> tuple[dict[str, float], float]:
     """What a trial's process needs, as Ray names it, and the GPUs of each worker.
 
     Raises:
-        UserError: the cluster has less than one trial needs at least.
+        UserError: this machine has less than one trial needs at least; a cluster may grow, and is waited for.
     """
     import ray
 
@@ -132,9 +132,10 @@ def trial_resources(space: Space) -> tuple[dict[str, float], float]:
     for key, amount in (("CPU", space.resources.cpus_per_worker), ("GPU", gpus)):
         if low * amount > have.get(key, 0):
             each = f" ({low} workers of {amount:g})" if low > 1 else ""
-            raise UserError(
-                f"resources: a trial needs {low * amount:g} {key}{each} and the cluster has {have.get(key, 0):g}; lower it"
-            )
+            lacks = f"resources: a trial needs {low * amount:g} {key}{each} and the cluster has {have.get(key, 0):g}"
+            if not os.environ.get("RAY_ADDRESS"):
+                raise UserError(f"{lacks}; lower it")
+            print(f"{lacks}: waiting for nodes")  # which an autoscaler brings once they are asked for
     if high > 1:  # its workers hold the resources; a share of a processor for the trial itself could keep them from starting
         return {"node:__internal_head__": 0.001}, gpus
     return {key: amount for key, amount in (("CPU", space.resources.cpus_per_worker), ("GPU", gpus)) if amount}, gpus
