@@ -83,6 +83,8 @@ def recipe(shards: str, storage: str, name: str, **settings: Any) -> dict[str, A
             "num_prototypes": 40,
             "queue_length": 120,
             "probe.every_epochs": 0,
+            "warmup_epochs": 1,
+            "queue_start_epoch": 1,
             "elastic.resources": {"slot": 1},
             "elastic.cooldown_seconds": 5,
             "elastic.patience_seconds": 1,

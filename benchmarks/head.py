@@ -23,11 +23,13 @@ from typing import Any
 
 import psutil
 import requests
+from ray.util import get_node_ip_address
 
 from benchmarks.local_nodes import HEAD_ID, HEAD_TYPE, WORKER_TYPE, end_family
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 120.0
+COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 _RAY_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "PYTHONDONTWRITEBYTECODE")
 
 
@@ -57,11 +59,11 @@ class Head:
         self.token_file = self.folder / "token"
         self.token_file.write_text(self.token)
         ports = _free_ports(6)
-        self.address, self.dashboard = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+        self.address, self.dashboard = f"{get_node_ip_address()}:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
         self.metrics_port = ports[4]
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
-            *("--node-ip-address", "127.0.0.1", "--port", str(ports[0]), "--num-cpus", str(cpus)),
+            *("--port", str(ports[0]), "--num-cpus", str(cpus)),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(ports[1])),
             *("--dashboard-agent-listen-port", str(ports[2]), "--ray-client-server-port", str(ports[3])),
             *("--metrics-export-port", str(ports[4]), "--runtime-env-agent-port", str(ports[5])),
@@ -113,6 +115,8 @@ class Head:
                 "disable_node_updaters": True,
             },
             "head_node_type": HEAD_TYPE,
+            **{f"{name}_commands": [] for name in COMMANDS},  # of machines reached by ssh; Ray insists on them
+            "cluster_synced_files": [],
             "available_node_types": {
                 HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
                 WORKER_TYPE: {"resources": nodes, "node_config": {}, "min_workers": 0, "max_workers": max_nodes},

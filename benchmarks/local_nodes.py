@@ -90,7 +90,7 @@ class LocalNodes(NodeProvider):
         cpus = resources.pop("CPU", 0)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
-            *("--address", self.provider_config["gcs_address"], "--node-ip-address", "127.0.0.1"),
+            *("--address", self.provider_config["gcs_address"]),
             *("--num-cpus", str(int(cpus)), "--resources", json.dumps(resources), "--object-store-memory", str(2**27)),
             *("--min-worker-port", "0", "--max-worker-port", "0"),
         ]

@@ -45,7 +45,7 @@ def connect(*, cpus: float | None = None) -> None:
         cpus: logical CPUs an embedded Ray must offer at least; more than the machine has is fine, workers then share.
 
     Raises:
-        UserError: RAY_ADDRESS is set and no cluster answers there, or it does not accept our token.
+        UserError: RAY_ADDRESS is set and no cluster answers there, or none that accepts our token.
     """
     # Without byte code every Ray worker would compile torch anew on import (RAY_FACTS 5).
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -75,9 +75,8 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     environment: dict[str, Any] = {"runtime_env": {"env_vars": carried}} if carried else {}
     try:
         ray.init(**quiet, **environment)
-    except ConnectionError:
-        raise UserError(f"RAY_ADDRESS = {address}: no Ray cluster answers there; unset it to run here") from None
-    except AuthenticationError:
+    except (ConnectionError, AuthenticationError):  # Ray does not always tell these apart
         raise UserError(
-            f"RAY_ADDRESS = {address}: this cluster wants a token, and not the one given here; {TOKEN_HELP}"
+            f"RAY_ADDRESS = {address}: no Ray cluster answers there (unset it to run here), or it wants another token than "
+            f"the one given here; {TOKEN_HELP}"
         ) from None
