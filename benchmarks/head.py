@@ -145,7 +145,7 @@ class Head:
     def nodes(self) -> int:
         """Worker nodes that are alive, as the dashboard counts them."""
         rows = self.get("/nodes?view=summary").json()["data"]["summary"]
-        return sum(row["raylet"]["state"] == "ALIVE" for row in rows) - 1
+        return max(0, sum(row["raylet"]["state"] == "ALIVE" for row in rows) - 1)
 
     def client_environment(self, **more: str) -> dict[str, str]:
         """Of a process on a laptop that knows where the cluster is and has its token."""

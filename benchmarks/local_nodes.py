@@ -93,6 +93,7 @@ class LocalNodes(NodeProvider):
             *("--address", self.provider_config["gcs_address"]),
             *("--num-cpus", str(int(cpus)), "--resources", json.dumps(resources), "--object-store-memory", str(2**27)),
             *("--min-worker-port", "0", "--max-worker-port", "0"),
+            *("--temp-dir", f"{self.provider_config['folder']}/{self._count}"),  # a machine has its own
         ]
         output = (Path(self.provider_config["folder"]) / f"node-{self._count}.out").open("w")
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)

@@ -42,8 +42,12 @@ def overrides_of(assignments: list[str] | None) -> dict[str, Any]:
 
 
 def short(place: str) -> str:
-    """An address as people write it: relative where it lies below the working folder."""
+    """An address as people write it: relative where it lies below the working folder. A job's is nobody's, and may be gone."""
+    from swav_ray.train.session import in_job
+
     path = Path(place)
+    if in_job():
+        return place
     return str(path.relative_to(Path.cwd())) if "://" not in place and path.is_relative_to(Path.cwd()) else place
 
 
