@@ -51,7 +51,7 @@ class Counters:
             "swav_ray_changes", description="of the workers: grow, drain, lost, restart ...", tag_keys=("run", "kind")
         )
         self._changes = changes.set_default_tags({"run": folder})
-        lost = Counter("swav_ray_rows_lost", description="images trained on again after losses", tag_keys=("run",))
+        lost = Counter("swav_ray_rows_lost", description="images trained on again after losses, about", tag_keys=("run",))
         self._rows_lost = lost.set_default_tags({"run": folder})
 
     def tell(self, event: dict[str, Any]) -> None:
