@@ -55,6 +55,7 @@ from swav_ray.train.cluster import actor_name, cancel_reservation, end_family, r
 from swav_ray.train.control import Control, stopped_by_signals
 from swav_ray.train.events import EventLog
 from swav_ray.train.gauges import Counters
+from swav_ray.train.network import talk_over
 from swav_ray.train.policy import BACKSTOP_SECONDS, ElasticPolicy
 from swav_ray.train.pool import WarmPool
 from swav_ray.train.shares import Share
@@ -143,6 +144,7 @@ class _WarmBackend(_TorchBackend):
 
 
 def _join(backend: str, host: str, port: int, rank: int, size: int) -> None:
+    talk_over(ray.util.get_node_ip_address())
     store = dist.TCPStore(host, port, size, rank == 0, timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=BACKSTOP_SECONDS))
 
