@@ -143,9 +143,16 @@ class Cluster:
             async for piece in self.lines(identity):
                 show(piece)
 
-        asyncio.run(watch())
-        with self._plainly():
-            return self._client.get_job_info(identity)
+        goes_on = f"job {identity} may go on; watch it again: {self.command('logs --follow', identity)}"
+        try:
+            asyncio.run(watch())
+            with self._plainly():
+                ended = self._client.get_job_info(identity)
+        except UserError as error:
+            raise InfraError(f"{error}; {goes_on}") from None
+        if str(ended.status.value) in ACTIVE:  # a proxy on the way closed the connection
+            raise InfraError(f"--address {self.shown}: its output broke off; {goes_on}")
+        return ended
 
 
 def _use_token() -> None:

@@ -104,9 +104,10 @@ def write_zip(parcel: Parcel, folder: str | None, target: Path) -> Path:
     entries = dict(parcel.files)
     if folder is not None:
         entries = _packed(Path(folder), target.with_suffix(".folder.zip")) | entries
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w") as archive:
         for name in sorted(entries):
-            archive.writestr(zipfile.ZipInfo(name), entries[name])  # without times: the same content is the same package
+            # Without times: the same content is the same package.
+            archive.writestr(zipfile.ZipInfo(name), entries[name], compress_type=zipfile.ZIP_DEFLATED)
     if target.stat().st_size > SIZE_LIMIT_MB * 2**20:
         size = target.stat().st_size / 2**20
         raise UserError(
