@@ -133,7 +133,6 @@ def test_no_secret_stands_in_what_a_sweep_leaves(desk: Desk, s3: str, tmp_path: 
         "recipe": "recipe.yaml",
         "params": {"temperature": {"loguniform": [0.05, 0.3]}},
         "budget": {"trials": 2},
-        "study": "sqlite:///study.db",
     }
     (tmp_path / "work" / "space.yaml").write_text(yaml.safe_dump(space))
     desk.run("tune", "space.yaml")

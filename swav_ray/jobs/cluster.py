@@ -44,7 +44,8 @@ class Cluster:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # which Ray puts above what it is told
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+        for name in ("dashboard_sdk", "job.sdk"):  # which set their own levels when imported
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         with self._plainly():
             self._client = JobSubmissionClient(self.address)
 

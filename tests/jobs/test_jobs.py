@@ -69,6 +69,8 @@ def test_a_job_is_stopped_with_its_state_saved_and_submitted_again_goes_on(head,
         return head.get("/api/jobs/mine/logs").json()["logs"]
 
     wait_for("step", lambda: "loss" in logs())
+    actors = head.get("/api/v0/actors").json()["data"]["result"]["result"]
+    assert any(actor["name"].startswith("mine worker 0 (") for actor in actors), "as the dashboard shows them"
     stopped = run(laptop, head, *RAY_JOB, *stop.split()[2:])
     assert stopped.returncode == 0, stopped.stderr
     saved = int(Checkpoints(folder / "checkpoints").newest()[1]["step"])
@@ -78,7 +80,7 @@ def test_a_job_is_stopped_with_its_state_saved_and_submitted_again_goes_on(head,
     again = run(laptop, head, *SUBMIT, "--", "pretrain", "mine.yaml")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "job mine-2 submitted" in again.stdout and f"step {STEPS}/{STEPS}" in again.stdout
-    assert f"done: {folder.uri}" in again.stdout
+    assert f"done: {folder.uri}" in again.stdout and "sdk.py" not in again.stdout + again.stderr
     rows = losses(folder)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     for epoch in range(6):
