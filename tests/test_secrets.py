@@ -140,7 +140,19 @@ def test_no_secret_stands_in_what_a_sweep_leaves(desk: Desk, s3: str, tmp_path: 
     study = {"study": "mysql+pymysql://me:planted-password@127.0.0.1:9/studies"}
     (tmp_path / "work" / "space.yaml").write_text(yaml.safe_dump(space | study))
     assert "planted" not in desk.run("tune", "space.yaml", code=2)
+    (tmp_path / "work" / "space.yaml").unlink()  # the user's own
     assert desk.leaks(Storage(s3)) == []
+
+
+def test_ray_tune_sends_no_keys_which_it_would_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune.execution import class_cache
+
+    from swav_ray.tune.running import keep_keys_off_the_logs
+
+    sent = class_cache.ENV_VARS_TO_PROPAGATE
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", sent | {"AWS_SECRET_ACCESS_KEY"})
+    keep_keys_off_the_logs()
+    assert {name for name in sent if not name.startswith("AWS_")} == class_cache.ENV_VARS_TO_PROPAGATE
 
 
 @pytest.mark.parametrize("words", [["pretrain", "demo-digits", "--storage"], ["report"], ["knn"], ["export"], ["shard"]])

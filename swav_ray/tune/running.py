@@ -53,6 +53,7 @@ def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: 
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the objective comes at rungs only
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the view says it in a line
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours hears SIGTERM too
+    keep_keys_off_the_logs()
     session, injected = uuid.uuid4().hex, faults.from_environment().to_json()
 
     def task_of(number: int, settings: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -90,6 +91,16 @@ def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: 
         finally:
             view.close()
     return asked.is_set()
+
+
+def keep_keys_off_the_logs() -> None:
+    """Have Ray Tune send no AWS keys to the trials' processes: Ray writes what it sends into its logs, as plain text.
+
+    On one machine they have the environment anyway; a cluster's nodes have keys of their own, as for `pretrain`.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in class_cache.ENV_VARS_TO_PROPAGATE if not n.startswith("AWS_")}
 
 
 @contextmanager
