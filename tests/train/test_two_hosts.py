@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import time
@@ -29,10 +30,13 @@ PORTS = ("--min-worker-port", "0", "--max-worker-port", "0", "--object-store-mem
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_two_hosts_train_together_and_one_goes_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_hosts_train_together_and_one_goes_on_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     ray_folder = Path("/tmp") / f"hosts-{os.getpid()}"  # short: socket paths end at 107 characters
+    request.addfinalizer(lambda: shutil.rmtree(ray_folder, ignore_errors=True))
     settings = {
         "backbone.arch": "benchmarks.traced:backbone",
         "data.crop_in": "worker",
