@@ -24,7 +24,20 @@ from tests.data.pictures import encode, picture
 ROOT = Path(__file__).parents[1]
 K_TAU = str(ROOT / "search_spaces" / "k_tau.yaml")
 RECIPE = str(Path(__file__).with_name("recipe.yaml"))
-COMMANDS = ("shard", "pretrain", "tune", "probe", "knn", "finetune", "transfer", "report", "export", "share", "receive")
+COMMANDS = (
+    "shard",
+    "pretrain",
+    "submit",
+    "tune",
+    "probe",
+    "knn",
+    "finetune",
+    "transfer",
+    "report",
+    "export",
+    "share",
+    "receive",
+)
 
 
 @pytest.fixture
@@ -76,6 +89,7 @@ def test_options_of_the_documentation_are_there() -> None:
     runner = CliRunner()
     for command, options in {
         "pretrain": ("--set", "--workers", "--name", "--storage"),
+        "submit": ("--address", "--working-dir", "--env", "--no-wait"),
         "tune run": ("--set", "--trials", "--concurrency", "--dry-run"),
         "tune confirm": ("--set", "--concurrency"),
         "shard": ("--image", "--label", "--classes", "--max-side", "--quality", "--check"),

@@ -30,8 +30,9 @@ FLOORS = {
     "export": 7,
     "share": 7,
     "doctor": 7,
-    "cli": 8,
-    "__main__": 9,
+    "jobs": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 MODULES = {
     ".".join(("swav_ray", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path

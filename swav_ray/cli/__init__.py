@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from swav_ray.cli import training  # isort: skip  # the order of the help
-from swav_ray.cli import bench, doctor, nodes, sweeps, transfer, weights
+from swav_ray.cli import bench, doctor, jobs, nodes, sweeps, transfer, weights
 from swav_ray.cli.app import app
 from swav_ray.errors import Stopped, StorageAwayError, UserError
 
-__all__ = ["app", "bench", "doctor", "main", "nodes", "sweeps", "training", "transfer", "weights"]
+__all__ = ["app", "bench", "doctor", "jobs", "main", "nodes", "sweeps", "training", "transfer", "weights"]
 
 
 def main() -> None:

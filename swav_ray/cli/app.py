@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,22 @@ def overrides_of(assignments: list[str] | None) -> dict[str, Any]:
 
 
 def short(place: str) -> str:
-    """An address as people write it: relative where it lies below the working folder."""
+    """An address as people write it: relative where it lies below the working folder. A job's is nobody's, and may be gone."""
+    from swav_ray.train.session import in_job
+
     path = Path(place)
+    if in_job():
+        return place
     return str(path.relative_to(Path.cwd())) if "://" not in place and path.is_relative_to(Path.cwd()) else place
+
+
+def lasts(storage: str) -> None:
+    """Say so where ``storage`` is a folder of a submitted job, which ends with it."""
+    from swav_ray.train.session import in_job
+
+    if in_job() and "://" not in storage and not Path(storage).expanduser().is_absolute():
+        print(
+            f"storage {storage} lies in this job's own folder and goes with it; give s3://BUCKET/FOLDER, or the full path of a "
+            "folder that all nodes share",
+            file=sys.stderr,
+        )

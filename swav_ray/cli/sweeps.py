@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from swav_ray.cli.app import SetOption, app, overrides_of, short
+from swav_ray.cli.app import SetOption, app, lasts, overrides_of, short
 from swav_ray.errors import Stopped, UserError
 
 
@@ -62,10 +62,11 @@ def tune_run(
         return
     from rich.console import Console
 
-    from swav_ray.train.session import connect
+    from swav_ray.train.session import connect, in_job
     from swav_ray.tune.leaderboard import screen
 
     print(f"sweep {space.name} in {short(sweep_folder(space))}: {_budget(space)}, {space.concurrency} at a time")
+    lasts(space.look({}, "storage"))
     sweep = Sweep(space)
     connect(cpus=space.concurrency * space.resources.worker_range[1] * space.resources.cpus_per_worker)
     outcome = sweep.run()
@@ -77,8 +78,12 @@ def tune_run(
         raise Stopped(f"sweep {space.name} stopped, all saved in {place}; the same command goes on")
     if outcome.best is None:
         raise UserError(f"no trial completed; see {place}/leaderboard.md for the reasons")
+    print(f"what was found: {place}/report.html\nleaderboard: {place}/leaderboard.csv")
+    if in_job():  # whose folder goes with it
+        print(f"best configuration: {place}/best.yaml")
+        return
     Path("best.yaml").write_text(outcome.best.read_text())
-    print(f"what was found: {place}/report.html\nleaderboard: {place}/leaderboard.csv\nbest configuration: best.yaml")
+    print("best configuration: best.yaml")
     print(f"next: swav-ray pretrain best.yaml, or swav-ray tune confirm {space_file}")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swav_ray.cli.app import SetOption, app, overrides_of, short
+from swav_ray.cli.app import SetOption, app, lasts, overrides_of, short
 from swav_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from swav_ray.config import Config
 
 
 @app.command()
@@ -91,21 +94,14 @@ def pretrain(
     storage: Annotated[str | None, typer.Option(help="folder or s3:// that holds runs")] = None,
 ) -> None:
     """Train a backbone without labels."""
-    from swav_ray.config import load_config
-
-    overrides = overrides_of(settings)
-    if workers is not None:
-        overrides["elastic.min"], overrides["elastic.max"] = worker_range(workers)
-    if storage is not None:
-        overrides["storage"] = storage
-    config = load_config(recipe, overrides)
-    named = name or config.name or Path(recipe).stem
+    config = config_of(recipe, settings, workers, name, storage)
+    lasts(config.storage)
     from swav_ray.train.screen import Screen
     from swav_ray.train.session import connect
     from swav_ray.train.trainer import pretrain as run
     from swav_ray.train.trainer import resolve
 
-    config = resolve(config.model_copy(update={"name": named}))
+    config, named = resolve(config), config.name
     low, high = config.elastic.min, config.elastic.max
     count = f"{low} to {high} workers" if low < high else f"{low} worker" + ("s" if low > 1 else "")
     print(f"run {named} in {short(config.storage)}: {config.epochs} epochs on {count}")
@@ -117,6 +113,19 @@ def pretrain(
         top1, error = figures["probe/top1"], figures["probe/top1_stderr"]
         print(f"linear probe on {figures['probe/rows']:,} held-out training images: {top1:.4f} ± {error:.4f}")
     print(f"done: {short(place)}\nnext: swav-ray probe {short(place)}")
+
+
+def config_of(recipe: str, settings: list[str] | None, workers: str | None, name: str | None, storage: str | None) -> Config:
+    """The configuration that `pretrain` with these arguments trains, named."""
+    from swav_ray.config import load_config
+
+    overrides = overrides_of(settings)
+    if workers is not None:
+        overrides["elastic.min"], overrides["elastic.max"] = worker_range(workers)
+    if storage is not None:
+        overrides["storage"] = storage
+    config = load_config(recipe, overrides)
+    return config.model_copy(update={"name": name or config.name or Path(recipe).stem})
 
 
 def worker_range(text: str) -> tuple[int, int]:

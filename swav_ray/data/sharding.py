@@ -44,7 +44,7 @@ def on_ray(tasks: Iterable[Task], tell: Tell) -> Iterator[list[Part]]:
     remote = ray.remote(num_cpus=1)(Task.run)
     waiting, flying = iter(tasks), set()  # type: ignore[var-annotated]
     while True:
-        most = 2 * int(ray.cluster_resources().get("CPU", 1))  # asked every time: a cluster grows
+        most = 2 * max(1, int(ray.cluster_resources().get("CPU", 0)))  # asked every time: a cluster grows, maybe from nothing
         flying |= {remote.remote(task) for task in itertools.islice(waiting, max(0, most - len(flying)))}
         if not flying:
             return

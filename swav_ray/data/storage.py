@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 
 from swav_ray.data.arrow import PatientHandler
 from swav_ray.data.patience import patiently
-from swav_ray.errors import UserError
+from swav_ray.errors import UserError, without_credentials
 
 # Few tries within a request (they save a long upload from beginning anew for one part): longer trouble is for `patiently`.
 S3_OPTIONS: dict[str, Any] = {
@@ -38,6 +38,11 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         scheme, separator, rest = uri.partition("://")
+        if scheme == "s3" and separator and set(":@") & set(rest.partition("/")[0]):
+            raise UserError(
+                "s3://***: an address is written down, so it must hold no key or password; credentials come from "
+                "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the cloud's own chain"
+            )
         if separator and scheme not in ("s3", "file"):
             raise UserError(f"{uri}: only local folders and s3:// are supported, not {scheme}://")
         self.is_s3 = scheme == "s3" and bool(separator)
@@ -55,6 +60,7 @@ class Storage:
         """The fsspec file system; fsspec keeps one instance a process and set of options."""
         if not self.is_s3:
             return fsspec.filesystem("file")
+        _check_endpoint()
         fs = fsspec.filesystem("s3", **S3_OPTIONS)
         fs.retries = 1  # s3fs's own tries again, on top of botocore's and ours
         return fs
@@ -196,9 +202,23 @@ def _write_local(target: Path, content: bytes) -> None:
         os.close(folder)
 
 
+def _check_endpoint() -> None:
+    """Raise a UserError if the store's address holds a password: requests are signed, and addresses stand in error messages."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        value = os.environ.get(name, "")
+        if "@" in value.partition("://")[2].partition("/")[0]:
+            raise UserError(
+                f"{name} = {without_credentials(value)}: takes no user and no password; requests are signed with "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+
+
 def absolute_uri(uri: str) -> str:
     """``uri`` as every process can use it: workers run in other folders, so local paths become absolute."""
-    return uri if "://" in uri or uri.startswith("demo:") else str(Path(uri).expanduser().absolute())
+    if "://" in uri:
+        Storage(uri)  # refuses one that holds a password before it is written into the run's configuration
+        return uri
+    return uri if uri.startswith("demo:") else str(Path(uri).expanduser().absolute())
 
 
 def locate(uri: str) -> tuple[Storage, str]:

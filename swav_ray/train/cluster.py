@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -120,6 +121,13 @@ def end_family(actor: Any) -> None:
                 logger.warning("still there %s s after their owner: %s", GONE_SECONDS, living_family(actor))
                 return
             time.sleep(0.05)
+
+
+def actor_name(run_uri: str, role: str) -> str:
+    """What Ray's dashboard calls an actor of a run; of a trial also the sweep. Unlike any other's, for Ray insists on it."""
+    *_, sweep, folder, name = ["", "", *run_uri.rstrip("/").split("/")]
+    run = f"{sweep} trial {name}" if folder == "trials" else name
+    return f"{run} {role} ({uuid.uuid4().hex[:6]})"
 
 
 def run_id_of(run_uri: str) -> str:

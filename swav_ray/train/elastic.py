@@ -51,9 +51,11 @@ from ray.train.v2._internal.util import invoke_context_managers, time_monotonic
 
 from swav_ray.config import Config
 from swav_ray.errors import Stopped
-from swav_ray.train.cluster import cancel_reservation, end_family, run_id_of
+from swav_ray.train.cluster import actor_name, cancel_reservation, end_family, run_id_of
 from swav_ray.train.control import Control, stopped_by_signals
 from swav_ray.train.events import EventLog
+from swav_ray.train.gauges import Counters
+from swav_ray.train.network import talk_over
 from swav_ray.train.policy import BACKSTOP_SECONDS, ElasticPolicy
 from swav_ray.train.pool import WarmPool
 from swav_ray.train.shares import Share
@@ -142,6 +144,7 @@ class _WarmBackend(_TorchBackend):
 
 
 def _join(backend: str, host: str, port: int, rank: int, size: int) -> None:
+    talk_over(ray.util.get_node_ip_address())
     store = dist.TCPStore(host, port, size, rank == 0, timeout=timedelta(seconds=RENDEZVOUS_SECONDS))
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=BACKSTOP_SECONDS))
 
@@ -221,7 +224,7 @@ class WarmPolicy(ElasticScalingPolicy):
         super().after_controller_start(train_run_context)
         actor_class = ray.remote(runtime_env=self._worker_env, max_restarts=0)(WarmTrainWorker)
         self.pool = WarmPool(actor_class, self.scaling_config._resources_per_worker_not_none, self._config)
-        self.events = EventLog(self._run_uri)
+        self.events = EventLog(self._run_uri, Counters(self._run_uri, self._config.global_batch_size))
         self.rules = ElasticPolicy(self._config, self.pool, self.events, Share(self._share_key))
 
     async def before_controller_shutdown(self) -> None:
@@ -316,8 +319,10 @@ class ElasticTrainer(TorchTrainer):
         kwargs["scaling_policy"] = WarmPolicy(self.scaling_config, self.config, self.run_uri, self.share_key, dict(worker_env))
         kwargs["failure_policy"] = PatientFailurePolicy(self.run_config.failure_config)
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        remote = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(ElasticController)
-        controller = remote.remote(**kwargs)
+        env = {"env_vars": environment}
+        name = actor_name(self.run_uri, "controller")
+        remote = ray.remote(num_cpus=0, label_selector=here, runtime_env=env)(ElasticController)
+        controller = remote.options(name=name).remote(**kwargs)
         try:
             run, asked = controller.run.remote(), False
             with stopped_by_signals(self.control):

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from swav_ray.data.storage import Storage
+from swav_ray.train.gauges import Counters
 from swav_ray.train.progress import post_events
 
 FILE = "events.jsonl"
@@ -30,8 +31,8 @@ def read_events(run: Storage) -> list[dict[str, Any]]:
 class EventLog:
     """Adds to a run's events without ever holding up or failing who tells them; the store may be slow or away."""
 
-    def __init__(self, run_uri: str) -> None:
-        self._run = Storage(run_uri)
+    def __init__(self, run_uri: str, counters: Counters | None = None) -> None:
+        self._run, self._counters = Storage(run_uri), counters
         self._recent: list[dict[str, Any]] = []  # of this start of the run
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="swav-ray-events", daemon=True)
@@ -41,6 +42,8 @@ class EventLog:
         logger.info("%s: %s", event, about)
         entry = {"time": round(time.time(), 3), "event": event, **about}
         self._recent.append(entry)
+        if self._counters is not None:
+            self._counters.tell(entry)
         post_events(self._run.uri, self._recent)
         self._queue.put(entry)
 

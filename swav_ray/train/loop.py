@@ -117,7 +117,7 @@ class Training:
         self.bad_images = BadImages(config, run, world, self.log, self.position.epoch)
         self._unwell_since: float | None = self.log.last.get("unwell_since") if self.log is not None else None
         self._saved_step, self._saved_time = self.step, time.monotonic()
-        self._tick = time.monotonic()
+        self._tick, self._waited = time.monotonic(), 0.0  # when the last lines were written; seconds without images since
 
     @property
     def total_steps(self) -> int:
@@ -143,8 +143,10 @@ class Training:
         last: dict[str, Any] = {}
         asked = Request.NONE
         SIGNALS.enter("data", self.step, self.total_steps)
+        waiting_since = time.monotonic()
         for batch in batches:
             SIGNALS.enter("step")
+            self._waited += time.monotonic() - waiting_since
             self.faults.before_step(self.world.rank, self.step)
             vote = self.world.vote(SIGNALS.request)  # travels beside the step's own collectives
             self._train_step(batch)
@@ -159,6 +161,7 @@ class Training:
                 SIGNALS.enter("checkpoint", self.step)
                 self.save(wait=bool(asked))
             SIGNALS.enter("data", self.step)
+            waiting_since = time.monotonic()
             if asked:
                 break
         SIGNALS.enter("checkpoint", self.step)
@@ -249,7 +252,8 @@ class Training:
         if verdict.advice:
             rows[-1]["advice"] = verdict.advice
         rows[-1]["images_per_second"] = sum(row["rows"] for row in rows) / max(now - self._tick, 1e-9)
-        self._tick = now
+        rows[-1]["data_wait_seconds"] = round(self._waited, 3)
+        self._tick, self._waited = now, 0.0
         if self.log is not None:
             for row in rows:
                 self.log.write(row)

@@ -16,6 +16,7 @@ from typing import Any
 
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
+from swav_ray.train.gauges import Gauges
 from swav_ray.train.trackers import Trackers
 
 FILE = "metrics.jsonl"
@@ -68,11 +69,13 @@ class MetricsLog:
         self._problem: OSError | None = None
         self._board = SummaryWriter(str(self._scratch / "tensorboard"), purge_step=step + 1)
         self._trackers = Trackers(config, run) if config is not None and config.trackers else None
+        self._gauges = Gauges(run.uri)
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one step's line; plain numbers in it go to TensorBoard, and to the run's trackers."""
         if self._trackers is not None:
             self._trackers.write(row)
+        self._gauges.tell(row)
         with self._noting():
             self._file.write(json.dumps(row) + "\n")
             for key, value in row.items():

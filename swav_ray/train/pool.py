@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swav_ray.config import Config
 from swav_ray.train.blame import CodeError, code_failed
-from swav_ray.train.cluster import Node, cluster_nodes
+from swav_ray.train.cluster import Node, actor_name, cluster_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class WarmPool:
     ) -> None:
         self._actor_class, self.resources, self._look = actor_class, {k: v for k, v in resources.items() if v > 0}, nodes
         self._config = ray.put(config)
+        self._run_uri = f"{config.storage}/{config.name}"
         self._numbers = itertools.count()
         self.members: list[Member] = []
         self.nodes: dict[str, Node] = {}
@@ -153,14 +154,16 @@ class WarmPool:
     def start(self, node_id: str) -> Member:
         """Start and warm a process on a node; it becomes usable by itself (:meth:`refresh`)."""
         extra = {key: value for key, value in self.resources.items() if key not in ("CPU", "GPU", "memory")}
+        number = next(self._numbers)
         actor = self._actor_class.options(
+            name=actor_name(self._run_uri, f"worker {number}"),
             num_cpus=self.resources.get("CPU", 0),
             num_gpus=self.resources.get("GPU", 0),
             memory=self.resources.get("memory"),
             resources=extra or None,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         ).remote()
-        member = Member(actor, node_id, actor.warm_up.remote(self._config), next(self._numbers))
+        member = Member(actor, node_id, actor.warm_up.remote(self._config), number)
         self.members.append(member)
         return member
 

@@ -71,6 +71,10 @@ class Signals:
         self._beat = Beat(old.step if step is None else step, old.steps if steps is None else steps, phase)
         self._since = time.monotonic()
 
+    @property
+    def step(self) -> int:
+        return self._beat.step
+
     def beat(self) -> Beat:
         beat = replace(self._beat, seconds=time.monotonic() - self._since)
         frame = sys._current_frames().get(self._thread or 0) if beat.seconds > LOOK_AFTER_SECONDS else None

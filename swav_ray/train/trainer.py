@@ -198,7 +198,8 @@ def worker_resources(config: Config) -> dict[str, float]:
     elastic = config.elastic
     gpus = elastic.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= elastic.min else 0.0
+        here = ray.cluster_resources().get("GPU", 0) >= elastic.min
+        gpus = 1.0 if here or elastic.accelerator_type else 0.0  # an autoscaler may bring the first one only when asked
     kind = {f"accelerator_type:{elastic.accelerator_type}": 0.001} if elastic.accelerator_type else {}
     return {"CPU": elastic.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **kind, **elastic.resources}
 
@@ -260,12 +261,14 @@ def _worker(args: dict[str, Any]) -> None:
     import ray.train.torch
 
     from swav_ray.train.blame import CodeError, code_failed
+    from swav_ray.train.logs import identify
     from swav_ray.train.world import World
 
     SIGNALS.enter("start")
     config = Config.model_validate(args["config"])
     run = Storage(config.storage) / config.name
     world = World.join(ray.train.torch.get_device())
+    identify(run.uri, world.rank)
     problem, failure = "", RuntimeError
     try:
         status, asked = _train(config, run, world, faults.Faults.from_json(args["faults"]).of_run(run))

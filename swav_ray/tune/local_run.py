@@ -19,6 +19,7 @@ from swav_ray.data.stream import Batch
 from swav_ray.errors import InfraError, StorageAwayError, UserError
 from swav_ray.train.blame import code_failed
 from swav_ray.train.faults import Faults
+from swav_ray.train.logs import identify
 from swav_ray.train.prefetch import on_device
 
 SETTLE_SECONDS = 3.0  # for a checkpoint under way when the run is dropped
@@ -92,6 +93,7 @@ class LocalRun:
     def _main(self) -> None:
         self._cpu = time.process_time()
         run = Storage(self._config.storage) / self._config.name
+        identify(run.uri, rank=0)
         try:
             with run_lock(run):
                 last = self._train()

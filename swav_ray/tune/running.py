@@ -53,6 +53,7 @@ def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: 
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the objective comes at rungs only
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the view says it in a line
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours hears SIGTERM too
+    keep_keys_off_the_logs()
     session, injected = uuid.uuid4().hex, faults.from_environment().to_json()
 
     def task_of(number: int, settings: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -92,6 +93,16 @@ def run_trials(ledger: Ledger, view: LiveView, need: dict[str, float], *, test: 
     return asked.is_set()
 
 
+def keep_keys_off_the_logs() -> None:
+    """Have Ray Tune send no AWS keys to the trials' processes: Ray writes what it sends into its logs, as plain text.
+
+    On one machine they have the environment anyway; a cluster's nodes have keys of their own, as for `pretrain`.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in class_cache.ENV_VARS_TO_PROPAGATE if not n.startswith("AWS_")}
+
+
 @contextmanager
 def _gracefully() -> Iterator[threading.Event]:
     """The first Ctrl-C or SIGTERM lets Ray Tune end its trials, each with a checkpoint; a second one acts as usual."""
@@ -120,7 +131,7 @@ def trial_resources(space: Space) -> tuple[dict[str, float], float]:
     """What a trial's process needs, as Ray names it, and the GPUs of each worker.
 
     Raises:
-        UserError: the cluster has less than one trial needs at least.
+        UserError: this machine has less than one trial needs at least; a cluster may grow, and is waited for.
     """
     import ray
 
@@ -132,9 +143,10 @@ def trial_resources(space: Space) -> tuple[dict[str, float], float]:
     for key, amount in (("CPU", space.resources.cpus_per_worker), ("GPU", gpus)):
         if low * amount > have.get(key, 0):
             each = f" ({low} workers of {amount:g})" if low > 1 else ""
-            raise UserError(
-                f"resources: a trial needs {low * amount:g} {key}{each} and the cluster has {have.get(key, 0):g}; lower it"
-            )
+            lacks = f"resources: a trial needs {low * amount:g} {key}{each} and the cluster has {have.get(key, 0):g}"
+            if not os.environ.get("RAY_ADDRESS"):
+                raise UserError(f"{lacks}; lower it")
+            print(f"{lacks}: waiting for nodes")  # which an autoscaler brings once they are asked for
     if high > 1:  # its workers hold the resources; a share of a processor for the trial itself could keep them from starting
         return {"node:__internal_head__": 0.001}, gpus
     return {key: amount for key, amount in (("CPU", space.resources.cpus_per_worker), ("GPU", gpus)) if amount}, gpus

@@ -291,11 +291,7 @@ def load_space(path: Path, overrides: dict[str, Any] | None = None, **changes: A
     values, lines = read_mapping(path)
     overrides = overrides or {}
     changes = {key: value for key, value in changes.items() if value is not None}
-    for key, value in changes.items():
-        inside = isinstance(value, dict) and isinstance(values.get(key), dict)
-        values[key] = values[key] | value if inside else value
-    if overrides and isinstance(values.get("overrides", {}), dict):
-        values["overrides"] = values.get("overrides", {}) | overrides
+    values = merged(values, overrides, changes)
 
     def place(entry: tuple[Any, ...]) -> str:
         if len(entry) > 1 and entry[0] == "overrides" and entry[1] in overrides:
@@ -321,6 +317,17 @@ def load_space(path: Path, overrides: dict[str, Any] | None = None, **changes: A
         message = str(mistake).removeprefix("overrides.") if source == "--set" else str(mistake)
         raise UserError(f"{source}: {message}") from None
     return space
+
+
+def merged(values: dict[str, Any], overrides: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A space file's ``values`` with what the command line says on top, as :func:`load_space` takes it."""
+    for key, value in changes.items():
+        if value is not None:
+            inside = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = values[key] | value if inside else value
+    if overrides and isinstance(values.get("overrides", {}), dict):
+        values["overrides"] = values.get("overrides", {}) | overrides
+    return values
 
 
 def _space_keys() -> dict[str, Any]:

@@ -24,6 +24,9 @@ class SweepTrial(tune.Trainable):
     whatever killed it. The process serves one trial after another.
     """
 
+    def __repr__(self) -> str:  # what the dashboard and the logs call it
+        return f"SweepTrial({self._sweep})"
+
     def setup(self, config: dict[str, Any]) -> None:
         self._begin(config)
 
@@ -49,6 +52,7 @@ class SweepTrial(tune.Trainable):
 
         config = Config.model_validate(task["config"])
         run = Storage(config.storage) / config.name
+        self._sweep = config.storage.removesuffix("/trials").rpartition("/")[2]
         self._error = count_life(run, task["session"])
         self._run: Any = None
         if not self._error:

@@ -14,7 +14,7 @@ import typer
 
 from swav_ray.cli import app
 from swav_ray.cli.app import overrides_of
-from swav_ray.cli.training import _worker_range
+from swav_ray.cli.training import worker_range
 from swav_ray.config import load_config
 from swav_ray.errors import UserError
 from swav_ray.tune.space import load_space
@@ -87,7 +87,7 @@ def _pretrain_mistakes(options: dict[str, Any], groups: list[Group]) -> list[str
     overrides = overrides_of(options["settings"])
     if options["workers"] is None:
         return ["--workers is not given"]
-    overrides["elastic.min"], overrides["elastic.max"] = low, high = _worker_range(options["workers"])
+    overrides["elastic.min"], overrides["elastic.max"] = low, high = worker_range(options["workers"])
     if options["storage"]:
         overrides["storage"] = options["storage"]
     elastic = load_config(options["recipe"], overrides).elastic
