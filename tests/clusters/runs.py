@@ -137,16 +137,12 @@ def _tune_mistakes(options: dict[str, Any], groups: list[Group], files: dict[str
         except UserError as error:
             raise ValueError(str(error).replace(str(path), path.name)) from None
     (gpu,) = [group for group in groups if group.gpus]
-    low, high = space.resources.worker_range
+    high = space.resources.worker_range[1]
     gpus, found = space.resources.gpus_per_worker, []
     if gpus is None:
         return ["space.yaml: resources.gpus_per_worker is not set"]
     if space.concurrency * high * gpus != gpu.most * gpu.gpus:
         found.append(
             f"space.yaml: concurrency {space.concurrency} of {high} workers each: {gpu.key} gives {gpu.most * gpu.gpus:g} GPUs"
-        )
-    if low * gpus > gpu.least * gpu.gpus:
-        found.append(
-            f"space.yaml: resources.workers {low}: {gpu.key} keeps {gpu.least} nodes, and no trial starts without its GPUs"
         )
     return found + fit_mistakes("space.yaml: resources", gpus, space.resources.cpus_per_worker, groups)

@@ -128,7 +128,6 @@ PLANTED = [
     ),
     Planted(["kuberay-rayjob-pretrain.yaml"], "--workers 1:8", "--workers 1:16", "spec.entrypoint", "--workers 1:16"),
     Planted(["kuberay-rayjob-tune.yaml"], "concurrency: 4", "concurrency: 8", "spec.entrypoint", "concurrency 8"),
-    Planted(["kuberay-rayjob-tune.yaml"], "minReplicas: 1 ", "minReplicas: 0 ", "spec.entrypoint", "keeps 0 nodes"),
     Planted(KUBERAY, "replicas: 0", "replicas: 7", "workerGroupSpecs[0].replicas", "is not from 0 to"),
     Planted(KUBERAY, '"30"]', '"50"]', "workerGroupSpecs[0].template.spec.terminationGracePeriodSeconds", "15 s above"),
     Planted(KUBERAY, 'sleep, "45"', 'sleep, "20"', "headGroupSpec.template.spec.containers[0].lifecycle.preStop", "outlive"),
