@@ -98,7 +98,7 @@ def sick(cluster: LocalCluster, healthy: Seen, s3: str, tmp_path_factory: pytest
         "PYTHONPATH": f"{older.parent}{os.pathsep}{os.environ['PYTHONPATH']}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "512",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",  # which goes before the AWS_ENDPOINT_URL that we carry there
         "RAY_NODE_MARKET_TYPE": "spot",
         "GLOO_SOCKET_IFNAME": "nowhere0",
     }

@@ -165,7 +165,8 @@ def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any, s3: 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     address = s3.replace("s3://", "s3://user:password-of-the-test@")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("//", "//user:password-of-the-test@"))
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.replace("//", "//user:password-of-the-test@"))
     for arguments in (
         ("--storage", s3),
         ("--storage", address),
@@ -175,6 +176,7 @@ def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: Any, s3: 
         ended = run_command(monkeypatch, capsys, "doctor", *arguments)
         for value in (*SECRETS.values(), "password-of-the-test"):
             assert value not in ended.out + ended.err
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     refused = run_command(monkeypatch, capsys, "doctor", "--storage", address)
     assert refused.code == 2 and "an address holds no keys" in refused.err
     assert "from env" in run_command(monkeypatch, capsys, "doctor", "--storage", s3).out

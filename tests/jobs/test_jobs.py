@@ -79,7 +79,8 @@ def test_a_job_is_stopped_with_its_state_saved_and_submitted_again_goes_on(head,
 
     again = run(laptop, head, *SUBMIT, "--", "pretrain", "mine.yaml")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "job mine-2 submitted" in again.stdout and f"step {STEPS}/{STEPS}" in again.stdout
+    assert "job mine-2 submitted" in again.stdout and f"done: {folder.uri}" in again.stdout
+    assert Checkpoints(folder / "checkpoints").newest()[1]["step"] == STEPS
     assert f"done: {folder.uri}" in again.stdout and "sdk.py" not in again.stdout + again.stderr
     rows = losses(folder)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))

@@ -36,6 +36,7 @@ from tests.train.small import losses_of, small_config, small_shards
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 90.0  # patience for anything that is waited for
+EARLIER: set[threading.Thread] = set()
 SETTINGS = {
     "backbone.arch": "benchmarks.traced:backbone",  # a step takes its time, asleep
     "epochs": 1000,
@@ -80,6 +81,12 @@ def eventually(what: str, condition: Callable[[], Any], seconds: float = SECONDS
     return answer
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _threads_of_earlier_tests() -> None:
+    """Such as that of a tracker which hangs on purpose."""
+    EARLIER.update(threading.enumerate())
+
+
 def left() -> list[str]:
     """What runs of this process have not taken away: actors, placement groups, reservations, words, threads."""
     from ray.experimental.internal_kv import _internal_kv_list
@@ -88,7 +95,7 @@ def left() -> list[str]:
     found += [name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
     found += reservations()
     found += [key.decode() for key in _internal_kv_list(b"", namespace=NAMESPACE)]
-    return found + [thread.name for thread in threading.enumerate() if thread.name.startswith("swav-ray")]
+    return found + [t.name for t in threading.enumerate() if t not in EARLIER and t.name.startswith("swav-ray")]
 
 
 def reservations() -> list[str]:
