@@ -84,7 +84,7 @@ def cluster(s3: str) -> Iterator[LocalCluster]:
 @pytest.fixture(scope="module")
 def healthy(cluster: LocalCluster, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     shards = small_shards(str(tmp_path_factory.mktemp("shards")))
-    return Seen("--config", "demo-digits", "--data", shards, "--storage", f"{s3}/runs", "--workers", "1:4")
+    return Seen("--config", "demo-digits", "--data", shards, "--storage", f"{s3}/doctor-runs", "--workers", "1:4")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def sick(cluster: LocalCluster, healthy: Seen, s3: str, tmp_path_factory: pytest
     guest = ray.remote(Guest).options(num_cpus=1, scheduling_strategy=there).remote()  # an idle node would leave at once
     ray.get(guest.ready.remote())
     cluster.drain_node(leaving, 600)
-    yield Seen("--storage", f"{s3}/runs", "--data", f"{place}/nothing", "--workers", "80"), old.node_id[:8]
+    yield Seen("--storage", f"{s3}/doctor-runs", "--data", f"{place}/nothing", "--workers", "80"), old.node_id[:8]
     ray.shutdown()
 
 
@@ -131,7 +131,7 @@ def test_a_healthy_cluster_raises_no_alarm(healthy: Seen) -> None:
 
 
 def test_it_leaves_nothing_behind(sick: tuple[Seen, str], s3: str) -> None:
-    assert [name for name in Storage(s3).find() if name.startswith("runs/")] == []
+    assert [name for name in Storage(s3).find() if name.startswith("doctor-runs/")] == []
 
 
 def test_no_secret_is_printed(healthy: Seen, sick: tuple[Seen, str]) -> None:
