@@ -21,5 +21,7 @@ def keep_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**30)
+        # Some versions refuse more than 32 MB. Setting either ends glibc's own raising of it from 128 kB, so one must be taken.
+        if not mallopt(M_MMAP_THRESHOLD, 2**30):
+            mallopt(M_MMAP_THRESHOLD, 2**25)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

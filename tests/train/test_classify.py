@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +23,10 @@ from swav_ray.train.protocols import run_protocol
 from tests.conftest import Digits
 from tests.train.small import small_config, train_here
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VIEW = View(size=28, resize=28)
 SMALL = {"flip": 0, "min_scale": 0.4, "batch_size": 32}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of floats in one order, so that the same training gives the same bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from swav_ray.train.dense import MODEL, DenseTraining, Round, open_dense
 from swav_ray.train.dense_rows import DenseRows, read_annotated
 from swav_ray.train.outcome import RESULTS
 from tests.commands import Ended, run_command
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DETECTION: dict[str, Any] = {
     "sizes": (48, 64),
@@ -44,14 +46,6 @@ class Data(NamedTuple):
     coco: tuple[str, str]
     boxes: tuple[str, str]
     maps: tuple[str, str]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
