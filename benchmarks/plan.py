@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +82,13 @@ def stream_of(folder: str) -> dict[str, Any]:
     stream = Stream(config_of(folder))
     asked: list[Any] = []
 
-    def read_rows(pairs: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        asked.append(pairs)
-        return pa.table({"id": [f"{group}/{row}" for group, row in pairs], "jpeg": [b""] * len(pairs)})
+    def read_windows(windows: Iterable[NDArray[np.int64]], columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+        for pairs in windows:
+            asked.append(pairs)
+            yield {"id": [f"{group}/{row}" for group, row in pairs], "jpeg": [b""] * len(pairs)}
 
     start = time.perf_counter()
-    stream.shards.read_rows = read_rows  # type: ignore[method-assign]
+    stream.shards.read_windows = read_windows  # type: ignore[method-assign]
     next(stream.read(next(stream.spans_from(Position(), 1))))
     return {"rows": stream.plan.num_rows, "first_block_s": time.perf_counter() - start, "windows_asked": len(asked)}
 

@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from benchmarks.input import pictures
 from swav_ray.config import Config, load_config
 from swav_ray.data.chunks import Listed, Source
 from swav_ray.data.multicrop import make_crops, ready
-from swav_ray.data.ray_tasks import tables
+from swav_ray.data.ray_tasks import stop, tables
 from swav_ray.data.sharding import write_shards
 from swav_ray.data.shards import Shards
 from swav_ray.data.storage import Storage
@@ -47,7 +46,7 @@ from swav_ray.train.world import World
 
 GOAL, FIRST_GOAL = 0.95, 5.0
 BATCH = 256
-UNCOUNTED = 4  # batches while queues fill
+UNCOUNTED = 16  # batches while queues fill and processes start
 LOOKS = 8  # at the memory, in a turn
 
 
@@ -99,23 +98,20 @@ def worker(config: Config, cores: int) -> Iterator[Any]:
 
 
 def on_ray(config: Config, _cores: int) -> Iterator[Any]:
-    import ray
-
     stream = Stream(config)
     legs = stream.on_ray(Position(), 1)
-    coordinator = None
+    mine = None
 
     def read() -> Iterator[Any]:
-        nonlocal coordinator
-        for leg in legs:
-            coordinator = getattr(leg[0], "_coord_actor", None)
-            yield tables(leg[0])
+        nonlocal mine
+        for (mine,) in legs:
+            yield tables(mine)
 
     try:
         yield from stream.batches_of(Position(), read(), 0, 1)
     finally:
-        if coordinator is not None:
-            ray.kill(coordinator)
+        if mine is not None:
+            stop(mine)
 
 
 def bridged(config: Config, _cores: int) -> Iterator[Any]:
@@ -141,13 +137,13 @@ def processor_seconds() -> dict[int, float]:
 
 
 def megabytes() -> float:
-    """Memory of all processes, what they share counted once."""
-    total = 0
+    """Memory of all processes, what they share by way of /dev/shm counted once; their code is not counted."""
+    total = psutil.disk_usage("/dev/shm").used
     for process in tree():
-        with contextlib.suppress(psutil.Error, OSError):
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total / 1024
+        with contextlib.suppress(psutil.Error):
+            info = process.memory_info()  # not smaps_rollup: the kernel would walk Ray's store for a fifth of a second
+            total += info.rss - info.shared
+    return total / 2**20
 
 
 def turn(make: Callable[[Config, int], Iterator[Any]], config: Config, cores: int, seconds: float) -> Turn:

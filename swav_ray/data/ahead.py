@@ -57,17 +57,30 @@ class Ahead:
                 self._items.close()
 
 
-def in_threads(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Generator[_R]:
-    """``map`` by so many threads, results in order; at most two a thread are made ahead of their use."""
-    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="swav-ray-crops")
+def in_threads(function: Callable[[_T], _R], items: Iterable[_T], threads: int, name: str = "crops") -> Generator[_R]:
+    """``map`` by so many threads, results in order; at most two a thread are made ahead of their use.
+
+    An error of ``items`` is raised after the results of those before it.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix=f"swav-ray-{name}")
     ahead: collections.deque[concurrent.futures.Future[_R]] = collections.deque()
+    error: Exception | None = None
+    items = iter(items)
     try:
-        for item in items:
-            ahead.append(pool.submit(function, item))
+        while True:
+            try:
+                ahead.append(pool.submit(function, next(items)))
+            except StopIteration:
+                break
+            except Exception as raised:
+                error = raised
+                break
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+        if error is not None:
+            raise error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -61,6 +61,10 @@ class PatientHandler(FSSpecHandler):  # type: ignore[misc]
     def open_input_file(self, path: str) -> pa.PythonFile:
         return pa.PythonFile(self._reader(path), mode="r")
 
+    def open_known(self, path: str, size: int) -> pa.PythonFile:
+        """A file to read of which it is known that it is there, and its bytes: nothing is asked."""
+        return pa.PythonFile(_Reader(self.fs, path, size), mode="r")
+
     def open_output_stream(self, path: str, metadata: Any) -> pa.PythonFile:
         return pa.PythonFile(_Writer(self.fs, path), mode="w")
 

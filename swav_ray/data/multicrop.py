@@ -5,7 +5,7 @@ Shapes: B rows, C crops of one size, S side in pixels. Everything is uint8 until
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,17 +40,29 @@ def ready(config: Config) -> None:
         kernels()
 
 
-def make_crops(config: Config, epoch: int, ids: Sequence[str], jpegs: Sequence[bytes]) -> CropBatch:
+def empty(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, dtype=np.uint8)
+
+
+def room(config: Config, rows: int, empty: Callable[[tuple[int, ...]], NDArray[np.uint8]] = empty) -> Crops:
+    """Arrays for the crops of so many pictures, still empty."""
+    sizes = zip(config.crop_counts, config.crop_sizes, strict=True)
+    return [empty((count, rows, size, size, 3)) for count, size in sizes]
+
+
+def make_crops(
+    config: Config, epoch: int, ids: Sequence[str], jpegs: Sequence[bytes], into: Crops | None = None, at: int = 0
+) -> CropBatch:
     """Decode each picture once, one at a time, and cut all its crops.
+
+    Args:
+        into: where to put them, from row ``at`` on; by default into arrays of their own.
 
     An unreadable picture is replaced by the next readable one of the same batch, seen through its own draws, so that
     batches keep their size; if none is readable, by black ones.
     """
     backend = Fast if config.data.backend == "fast" else Reference
-    crops: Crops = [
-        np.empty((count, len(ids), size, size, 3), dtype=np.uint8)
-        for size, count in zip(config.crop_sizes, config.crop_counts, strict=True)
-    ]
+    crops = room(config, len(ids)) if into is None else into
     sizes = np.ones((len(ids), 2), dtype=np.int64)
     bad: dict[int, str] = {}
     for row, jpeg in enumerate(jpegs):
@@ -62,17 +74,17 @@ def make_crops(config: Config, epoch: int, ids: Sequence[str], jpegs: Sequence[b
     for row, jpeg in enumerate(jpegs):
         if row not in bad:
             try:
-                cutter.cut(row, jpeg, crops, row)
+                cutter.cut(row, jpeg, crops, at + row)
             except BadImageError as error:
                 bad[row] = str(error)
     for row in bad:
         others = [(row + k) % len(ids) for k in range(1, len(ids)) if (row + k) % len(ids) not in bad]
         if others:
             size = sizes[others[:1]]
-            backend(draw(config, epoch, [ids[row]], size), size).cut(0, jpegs[others[0]], crops, row)
+            backend(draw(config, epoch, [ids[row]], size), size).cut(0, jpegs[others[0]], crops, at + row)
         else:
             for group in crops:
-                group[:, row] = 0
+                group[:, at + row] = 0
     return CropBatch(crops, [(ids[row], bad[row]) for row in sorted(bad)])
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,15 @@ from swav_ray.data.allocator import keep_memory
 if TYPE_CHECKING:
     import ray.data
 
-    from swav_ray.data.stream import Block, Span, Stream
+    from swav_ray.data.stream import Block, Cropped, Span, Stream
+
+# A batch may lie in Ray's store; nothing writes to one. Once for all: `warnings.catch_warnings` does not go with threads.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 CPUS_PER_READER = 4  # of the cluster; a reader holds no processor, but what it reads out of turn waits in Ray's store
 CROP_CPUS = 0.5  # of a cropping task: Ray fills free places ten times a second only, so a second task waits at each processor
-ROWS_PER_TASK = 128  # cropped by one task at most: its start and the book-keeping of what it makes cost some milliseconds
+ROWS_PER_TASK = 256  # cropped by one task at most: its start and the book-keeping of what it makes cost some milliseconds
+STOP_SECONDS = 5.0
 ROWS_AHEAD = 2048  # dealt at a time at most, and held by a reader as JPEGs
 
 
@@ -34,6 +40,7 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
     import ray.data
 
     def read(batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        keep_memory()
         for cell in batch["span"]:
             span, dealt = pickle.loads(cell)
             for blocks in hands(stream, span, dealt, world_size):
@@ -42,7 +49,7 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
     def crop(batch: dict[str, Any]) -> Iterator[pa.Table]:
         keep_memory()
         for cell in batch["blocks"]:
-            yield to_table([stream.crop(block) for block in pickle.loads(cell)])
+            yield to_table(list(stream.crop(by_step(pickle.loads(cell)))))
 
     dataset = ray.data.from_items([{"span": pickle.dumps(each)} for each in spans], override_num_blocks=len(spans))
     # Some blocks of one worker, perhaps none, are one row and one block of Ray's: each is dealt whole, and Ray's splitter,
@@ -56,6 +63,19 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
     return list(jpegs.map_batches(crop, batch_size=1, num_cpus=CROP_CPUS).streaming_split(world_size, equal=False))
 
 
+def stop(iterator: ray.data.DataIterator) -> None:
+    """End an execution of :func:`ray_iterators`, and everyone who waits for it; nothing happens if it has ended."""
+    import ray
+    from ray.exceptions import RayError
+
+    coordinator = iterator._coord_actor  # type: ignore[attr-defined]
+    # Only killed, it would hold its part of the cluster in Ray Data's books until its request expires, and whoever comes
+    # next would get half the processors. Takes 0.1 s.
+    with contextlib.suppress(RayError):
+        ray.get(coordinator.shutdown_executor.remote(), timeout=STOP_SECONDS)
+    ray.kill(coordinator)
+
+
 def hands(stream: Stream, span: Span, dealt: int, world_size: int) -> Iterator[list[Block]]:
     """The blocks of a span, some of one worker at a time, the workers in turn; ``dealt`` blocks were dealt before it."""
     rows = stream.config.data.block_rows
@@ -66,10 +86,16 @@ def hands(stream: Stream, span: Span, dealt: int, world_size: int) -> Iterator[l
         dealt += len(blocks)
 
 
-def to_table(blocks: Sequence[Block]) -> pa.Table:
-    """Cropped blocks as one row. The crops stay where they are until Ray copies them into its store, once."""
-    groups = [group for block in blocks for group in block.crops]
-    heads = [(replace(block, jpegs=[], crops=[]), [group.shape for group in block.crops]) for block in blocks]
+def by_step(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """Those of each step."""
+    for _, those in itertools.groupby(blocks, key=lambda block: (block.epoch, block.step)):
+        yield list(those)
+
+
+def to_table(pieces: Sequence[Cropped]) -> pa.Table:
+    """Crops as one row. They stay where they are until Ray copies them into its store, once."""
+    groups = [group for piece in pieces for group in piece.crops]
+    heads = [(replace(piece, crops=[]), [group.shape for group in piece.crops]) for piece in pieces]
     columns: dict[str, pa.Array] = {"heads": pa.array([pickle.dumps(heads)], type=pa.large_binary())}
     for number, group in enumerate(groups):
         ends = pa.py_buffer(np.array([0, group.nbytes], dtype=np.int64))
@@ -77,13 +103,21 @@ def to_table(blocks: Sequence[Block]) -> pa.Table:
     return pa.table(columns)
 
 
-def from_table(table: pa.Table) -> Iterator[Block]:
-    """The blocks of :func:`to_table`; their crops are views of the table's memory."""
-    for row in range(table.num_rows):
-        number = itertools.count()
-        for head, shapes in pickle.loads(table["heads"][row].as_buffer()):
-            flat = [np.frombuffer(table[f"crops{next(number)}"][row].as_buffer(), dtype=np.uint8) for _ in shapes]
-            yield replace(head, crops=[group.reshape(shape) for group, shape in zip(flat, shapes, strict=True)])
+def from_table(table: pa.Table) -> Iterator[Cropped]:
+    """What :func:`to_table` was given; the crops are views of the table's memory, which must not be written to."""
+    for batch in table.to_batches():
+        for row in range(batch.num_rows):
+            number = itertools.count()
+            for piece, shapes in pickle.loads(_cell(batch["heads"], row)):
+                flat = [np.frombuffer(_cell(batch[f"crops{next(number)}"], row), dtype=np.uint8) for _ in shapes]
+                yield replace(piece, crops=[group.reshape(shape) for group, shape in zip(flat, shapes, strict=True)])
+
+
+def _cell(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:
+    """A cell's own memory; pyarrow's scalars are copies."""
+    _, ends, content = column.buffers()
+    start, end = np.frombuffer(ends, dtype=np.int64)[column.offset + row :][:2].tolist()
+    return content.slice(start, end - start)
 
 
 def tables(leg: ray.data.DataIterator) -> Iterator[Any]:

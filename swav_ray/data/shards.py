@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from swav_ray.data.ahead import in_threads
 from swav_ray.data.patience import patiently
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 
 FORMAT = 1
 GROUP_ROWS = 64
+READ_THREADS = 8  # of a process; twice as many row groups are read ahead at most, 6 MB each of ImageNet's
 MANIFEST = "manifest.json"
 SCHEMA = pa.schema(
     [
@@ -34,6 +37,9 @@ SCHEMA = pa.schema(
         ("jpeg", pa.binary()),
     ]
 )
+
+
+Rows = dict[str, list[Any]]  # by column
 
 
 @dataclass
@@ -78,7 +84,7 @@ def read_manifest(folder: Storage) -> Manifest:
 
 
 class Shards:
-    """Rows of a data set by row group. Opened files are kept; one instance serves one process."""
+    """Rows of a data set by row group. What files say of themselves is kept; several threads may read."""
 
     def __init__(self, uri: str) -> None:
         self.folder = Storage(uri)
@@ -97,13 +103,11 @@ class Shards:
         sizes[self._group_ends - 1] -= -self._rows_per_file % GROUP_ROWS  # what a file's last group lacks
         return sizes
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019 - lives as long as the process that reads
-    def _file(self, index: int) -> pq.ParquetFile:
-        name = self.manifest.files[index]["name"]
-        try:
-            return pq.ParquetFile(self.folder.path(name), filesystem=self.folder.arrow, pre_buffer=self.folder.is_s3)
-        except FileNotFoundError:
-            raise UserError(f"{self.folder.uri}/{name}: is in the manifest but not there; make the shards again") from None
+    @functools.lru_cache(maxsize=1024)  # noqa: B019 - lives as long as the process that reads
+    def _footer(self, index: int) -> tuple[pq.FileMetaData, int]:
+        """What a file says of itself, and its bytes."""
+        with self.folder.open(self.manifest.files[index]["name"]) as file:
+            return pq.read_metadata(file), file.size()
 
     def read_group(self, group: int, columns: Sequence[str] = tuple(SCHEMA.names)) -> pa.Table:
         """The rows of one row group.
@@ -114,16 +118,18 @@ class Shards:
         index = int(np.searchsorted(self._group_ends, group, side="right"))
         first = int(self._group_ends[index - 1]) if index else 0
 
+        # Opened anew each time: a reader serves one thread, and a stale handle of a network file system never heals.
         def read() -> pa.Table:
-            try:
-                return self._file(index).read_row_group(group - first, columns=list(columns))
-            except OSError:
-                self._file.cache_clear()  # a stale handle of a network file system heals only by opening the file anew
-                raise
+            footer, size = self._footer(index)
+            with self.folder.open(self.manifest.files[index]["name"], size) as file:
+                reader = pq.ParquetFile(file, metadata=footer, pre_buffer=self.folder.is_s3)
+                return reader.read_row_group(group - first, columns=list(columns), use_threads=False)
 
         address = f"{self.folder.uri}/{self.manifest.files[index]['name']}"
         try:
             return patiently(read, address)
+        except FileNotFoundError:
+            raise UserError(f"{address}: is in the manifest but not there; make the shards again") from None
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
                 raise  # the file system's answer, not the Parquet reader's
@@ -132,12 +138,18 @@ class Shards:
                 f"{address}: damaged ({reason}); make the shards again (`swav-ray shard SRC DEST --check` finds all that are)"
             ) from None
 
-    def read_rows(self, pairs: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-        """Rows ``(n, 2)`` of (group, row) in the order given, each group read once."""
-        groups, which = np.unique(pairs[:, 0], return_inverse=True)
-        tables = [self.read_group(int(group), columns) for group in groups]
-        offsets = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
-        return pa.concat_tables(tables).take(pa.array(offsets[which] + pairs[:, 1]))
+    def read_windows(self, windows: Iterable[NDArray[np.int64]], columns: Sequence[str]) -> Generator[Rows]:
+        """For each window, rows ``(n, 2)`` of (group, row), the columns' values in that order.
+
+        Each group of a window is read once. Several are read at a time, and ahead of their use: a store answers late.
+        """
+        asked, taken = itertools.tee((pairs, *np.unique(pairs[:, 0], return_inverse=True)) for pairs in windows)
+        each = ((int(group), columns) for _, groups, _ in asked for group in groups)
+        tables = in_threads(lambda args: self.read_group(*args), each, READ_THREADS, "reads")
+        for pairs, groups, which in taken:
+            mine = [table.to_pydict() for table in itertools.islice(tables, len(groups))]
+            places = list(zip(which.tolist(), pairs[:, 1].tolist(), strict=True))
+            yield {column: [mine[table][column][row] for table, row in places] for column in columns}
 
     def iter_groups(self, columns: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[pa.Table]:
         """Every ``parts``-th row group, from ``part`` on."""

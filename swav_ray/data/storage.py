@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs
 from fsspec import AbstractFileSystem
 
@@ -102,6 +103,17 @@ class Storage:
         """
         path = self.path(name)
         return self._patiently(name, lambda: bytes(self.fs.cat_file(path)) if self.is_s3 else Path(path).read_bytes())
+
+    def open(self, name: str, size: int | None = None) -> pa.NativeFile:
+        """A file to read parts of. With ``size``, its bytes, an object store is not asked before the first part is read.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if not self.is_s3:
+            return pa.OSFile(self.path(name))
+        handler = PatientHandler(self.fs)
+        return handler.open_input_file(self.path(name)) if size is None else handler.open_known(self.path(name), size)
 
     def size(self, name: str) -> int:
         """Bytes of a file.

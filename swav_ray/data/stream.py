@@ -11,7 +11,7 @@ import functools
 import itertools
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from swav_ray.config import Config
 from swav_ray.data.ahead import chunks, in_threads, iter_ahead
-from swav_ray.data.multicrop import Crops, make_crops
+from swav_ray.data.multicrop import Crops, empty, make_crops, room
 from swav_ray.data.plan import Plan, Steps, cut
 from swav_ray.data.ray_tasks import from_table, ray_iterators
 from swav_ray.data.shards import Shards
@@ -52,15 +52,37 @@ class Span:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of one step: `positions` are their places in the step's global batch."""
+    """Some rows of one step, as JPEGs: `positions` are their places in the step's global batch."""
 
     epoch: int
     step: int
     positions: range
     ids: list[str]
-    jpegs: list[bytes] = field(default_factory=list)
-    crops: Crops = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    jpegs: list[bytes]
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """Some blocks of one step, one worker's, their crops side by side: one array (C, rows, S, S, 3) for each crop size."""
+
+    epoch: int
+    step: int
+    positions: list[range]
+    ids: list[str]
+    crops: Crops
+    bad: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The blocks of a step that are one worker's, by their places in the global batch; what all workers know of the step."""
+
+    epoch: int
+    step: int
+    parts: list[range]
+    global_rows: int
+    largest: int  # rows of the worker that holds most of them
+    next: Position
 
 
 @dataclass(frozen=True)
@@ -83,7 +105,7 @@ class Stream:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.empty: Callable[[tuple[int, ...]], NDArray[np.uint8]] = lambda shape: np.empty(shape, dtype=np.uint8)
+        self.empty: Callable[[tuple[int, ...]], NDArray[np.uint8]] = empty  # memory for a batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _stream, (pickle.dumps(self.config),)
@@ -129,48 +151,69 @@ class Stream:
         return None
 
     def read(self, span: Span) -> Iterator[Block]:
-        """Blocks of JPEG bytes of a span's steps, each window read once."""
+        """Blocks of a span's steps. Each window is read once, in part before its rows are due (:meth:`Shards.read_windows`)."""
         epoch, steps = span.epoch, span.steps
         begin, end = steps.start(span.first), steps.start(span.last)
         ends, rows_of = itertools.tee((step, row) for step in range(span.first, span.last) for row in steps.block_ends(step))
-        # A window is read when its first row is needed, and only those of its row groups that are needed.
-        left = end - begin
-        rows: list[dict[str, Any]] = []
+        asked, cuts = itertools.tee(self._windows(epoch, begin, end))
+        windows = self.shards.read_windows(asked, ["id", "jpeg"])
+        ids: list[str] = []
+        jpegs: list[bytes] = []
 
         def pieces() -> Iterator[NDArray[np.int64]]:
-            nonlocal left
-            for window in self.plan.windows(epoch, begin):
-                needed = window.pairs[:left]
-                left -= len(needed)
-                rows.extend(self.shards.read_rows(needed, ["id", "jpeg"]).to_pylist())
-                yield needed
-                if left == 0:
-                    return
+            for pairs, rows in zip(cuts, windows, strict=True):
+                ids.extend(rows["id"])
+                jpegs.extend(rows["jpeg"])
+                yield pairs
 
         start = begin
         for (step, stop), pairs in zip(ends, cut(pieces(), begin, (row for _, row in rows_of)), strict=True):
-            block, rows[: len(pairs)] = rows[: len(pairs)], []
-            offset = start - steps.start(step)
-            yield Block(
-                epoch,
-                step,
-                range(offset, offset + len(pairs)),
-                ids=[row["id"] for row in block],
-                jpegs=[row["jpeg"] for row in block],
-            )
+            count, offset = len(pairs), start - steps.start(step)
+            yield Block(epoch, step, range(offset, offset + count), ids[:count], jpegs[:count])
+            del ids[:count], jpegs[:count]
             start = stop
 
-    def crop(self, block: Block) -> Block:
-        """The block with crops in place of bytes."""
-        done = make_crops(self.config, block.epoch, block.ids, block.jpegs)
-        return Block(block.epoch, block.step, block.positions, block.ids, crops=done.crops, bad=done.bad)
+    def _windows(self, epoch: int, begin: int, end: int) -> Iterator[NDArray[np.int64]]:
+        """The (group, row) of an epoch's rows ``begin`` to ``end`` - 1, window by window."""
+        for window in self.plan.windows(epoch, begin):
+            yield window.pairs[: end - window.start]
+            if window.start + len(window.pairs) >= end:
+                return
+
+    def crop(self, steps: Iterable[list[Block]], threads: int = 1) -> Generator[Cropped]:
+        """Each step's blocks cropped, side by side in the same arrays; a thread takes a block at a time."""
+
+        def places() -> Iterator[tuple[list[Block], Block, Crops, int]]:
+            for blocks in steps:
+                crops = room(self.config, sum(len(block.ids) for block in blocks), self.empty)
+                at = 0
+                for block in blocks:
+                    yield blocks, block, crops, at
+                    at += len(block.ids)
+
+        def work(place: tuple[list[Block], Block, Crops, int]) -> tuple[list[Block], Block, Crops, list[tuple[str, str]]]:
+            blocks, block, crops, at = place
+            return blocks, block, crops, self.crop_block(block, crops, at)
+
+        bad: list[tuple[str, str]] = []
+        for blocks, block, crops, bad_here in in_threads(work, places(), threads):
+            bad += bad_here
+            if block is blocks[-1]:
+                ids = [identifier for each in blocks for identifier in each.ids]
+                yield Cropped(block.epoch, block.step, [each.positions for each in blocks], ids, crops, bad)
+                bad = []
+
+    def crop_block(self, block: Block, crops: Crops, at: int) -> list[tuple[str, str]]:
+        """Put a block's crops into arrays, from row ``at`` on; its bad pictures. A block is cropped alike in any company."""
+        return make_crops(self.config, block.epoch, block.ids, block.jpegs, crops, at).bad
 
     def local(self, start: Position, rank: int = 0, world_size: int = 1) -> Generator[Batch]:
         """This worker's batches to the end of the run, read and cropped in threads of this process, one a CPU it has."""
         spans = self.spans_from(start, world_size)
         blocks = itertools.chain.from_iterable(self.read(span) for span in spans)
         mine = itertools.islice(blocks, rank, None, world_size)
-        cropped = in_threads(self.crop, mine, threads=max(1, int(self.config.elastic.cpus_per_worker)))
+        steps = (list(itertools.islice(mine, len(share.parts))) for share in self._shares(start, rank, world_size))
+        cropped = self.crop((blocks for blocks in steps if blocks), max(1, int(self.config.elastic.cpus_per_worker)))
         return iter_ahead(self._batches(start, cropped, rank, world_size))
 
     def on_ray(self, start: Position, world_size: int) -> Iterator[list[ray.data.DataIterator]]:
@@ -184,12 +227,8 @@ class Stream:
         Made in the caller's thread: to go on to the next leg may be a collective of all workers.
         """
 
-        def blocks() -> Iterator[Block]:
-            for leg in legs:
-                for table in leg:
-                    yield from from_table(table)
-
-        return self._batches(start, blocks(), rank, world_size)
+        cropped = (pieces for leg in legs for table in leg for pieces in from_table(table))
+        return self._batches(start, cropped, rank, world_size)
 
     def _dealt(self, start: Position, world_size: int) -> Iterator[tuple[Span, int]]:
         """:meth:`_short_spans`, each with the number of blocks that were dealt before it."""
@@ -206,7 +245,8 @@ class Stream:
             for first in range(span.first, span.last, size):
                 yield replace(span, first=first, last=min(first + size, span.last))
 
-    def _batches(self, start: Position, blocks: Iterator[Block], rank: int, world_size: int) -> Generator[Batch]:
+    def _shares(self, start: Position, rank: int, world_size: int) -> Iterator[Share]:
+        """A worker's share of every step to the end of the run."""
         dealt = 0  # blocks dealt to all workers
         spans = self.spans_from(start, world_size)
         for span, step in ((each, step) for each in spans for step in range(each.first, each.last)):
@@ -214,33 +254,43 @@ class Stream:
             cuts = [0, *(end - first for end in span.steps.block_ends(step))]
             parts = [range(a, b) for a, b in itertools.pairwise(cuts)]
             shares = [parts[(worker - dealt) % world_size :: world_size] for worker in range(world_size)]
-            expected = shares[rank]
             dealt += len(parts)
-            mine = list(itertools.islice(blocks, len(expected)))
-            got = [(block.epoch, block.step, block.positions) for block in mine]
-            if got != [(epoch, step, positions) for positions in expected]:
-                raise RuntimeError(f"the data stream is out of step: expected {expected} of {(epoch, step)}, got {got}")
             done = last == self.plan.num_rows
+            after = Position(epoch + 1, 0) if done else Position(epoch, last)
+            largest = max(sum(map(len, share)) for share in shares)
+            yield Share(epoch, step, shares[rank], last - first, largest, after)
+
+    def _batches(self, start: Position, cropped: Iterator[Cropped], rank: int, world_size: int) -> Generator[Batch]:
+        for share in self._shares(start, rank, world_size):
+            pieces: list[Cropped] = []
+            while sum(len(piece.positions) for piece in pieces) < len(share.parts):
+                if (piece := next(cropped, None)) is None:
+                    break
+                pieces.append(piece)
+            expected = [(share.epoch, share.step, part) for part in share.parts]
+            got = [(piece.epoch, piece.step, part) for piece in pieces for part in piece.positions]
+            if got != expected:
+                raise RuntimeError(f"the data stream is out of step: expected {expected}, got {got}")
             yield Batch(
-                epoch,
-                step,
-                global_rows=last - first,
-                largest_share=max(sum(map(len, share)) for share in shares),
-                next=Position(epoch + 1, 0) if done else Position(epoch, last),
-                positions=np.concatenate([np.arange(p.start, p.stop) for p in expected] or [np.empty(0, dtype=np.int64)]),
-                ids=[identifier for block in mine for identifier in block.ids],
-                crops=self._join(mine),
-                bad=[entry for block in mine for entry in block.bad],
+                share.epoch,
+                share.step,
+                global_rows=share.global_rows,
+                largest_share=share.largest,
+                next=share.next,
+                positions=np.concatenate([np.arange(p.start, p.stop) for p in share.parts] or [np.empty(0, dtype=np.int64)]),
+                ids=[identifier for piece in pieces for identifier in piece.ids],
+                crops=self._join(pieces),
+                bad=[entry for piece in pieces for entry in piece.bad],
             )
 
-    def _join(self, blocks: list[Block]) -> Crops:
-        rows = sum(len(block.ids) for block in blocks)
-        crops = []
-        for number, (size, count) in enumerate(zip(self.config.crop_sizes, self.config.crop_counts, strict=True)):
-            group = self.empty((count, rows, size, size, 3))
-            if blocks:
-                np.concatenate([block.crops[number] for block in blocks], axis=1, out=group)
-            crops.append(group)
+    def _join(self, pieces: list[Cropped]) -> Crops:
+        """The crops of a batch; uncopied if they are one piece and its memory will do."""
+        if len(pieces) == 1 and (self.empty is empty or pieces[0].crops[0].flags.writeable):
+            return pieces[0].crops
+        crops = room(self.config, sum(len(piece.ids) for piece in pieces), self.empty)
+        for number, group in enumerate(crops):
+            if pieces:
+                np.concatenate([piece.crops[number] for piece in pieces], axis=1, out=group)
         return crops
 
 

@@ -105,7 +105,7 @@ def init_prototypes(model: SwAV, config: Config, stream: Stream) -> None:
     images: list[Any] = []
     for window in stream.plan.windows(epoch=0):
         pairs = window.pairs[: config.num_prototypes - len(images)]
-        for jpeg in stream.shards.read_rows(pairs, ["jpeg"]).column("jpeg").to_pylist():
+        for jpeg in next(stream.shards.read_windows([pairs], ["jpeg"]))["jpeg"]:
             images.append(centre_crop(decode(jpeg), resize, size))
         if len(images) == config.num_prototypes:
             break

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from typing import Any
 
 from swav_ray.data.ahead import Ahead
-from swav_ray.data.ray_tasks import tables
+from swav_ray.data.ray_tasks import stop, tables
 from swav_ray.data.stream import Batch, Position, Stream
 from swav_ray.train.prefetch import on_device
 from swav_ray.train.world import World
@@ -60,20 +60,19 @@ def _bridged(stream: Stream, start: Position, world: World) -> Generator[Batch]:
 
 def _legs(stream: Stream, start: Position, world: World) -> Generator[Any]:
     """What Ray Data brings this worker, leg by leg; rank 0 plans a leg and hands everyone their part."""
-    import ray
     import ray.cloudpickle
 
     source = stream.on_ray(start, world.size) if world.rank == 0 else None
-    coordinator = None
+    mine = None
     try:
         while True:
             leg = next(source, None) if source is not None else None
             iterators = ray.cloudpickle.loads(world.broadcast(ray.cloudpickle.dumps(leg)))
             if iterators is None:
                 return
-            coordinator = getattr(iterators[world.rank], "_coord_actor", None)
-            yield tables(iterators[world.rank])
+            mine = iterators[world.rank]
+            yield tables(mine)
     finally:
         # The process stays when its group changes, and so would Ray Data's execution and everyone who waits for it.
-        if coordinator is not None and world.rank == 0:
-            ray.kill(coordinator)
+        if mine is not None and world.rank == 0:
+            stop(mine)

@@ -7,9 +7,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from swav_ray.config import Config
+from swav_ray.data.multicrop import room
 from swav_ray.data.plan import Plan
 from swav_ray.data.stream import Batch, Position, Stream
 
@@ -35,14 +35,9 @@ class SyntheticStream(Stream):
         config = self.config
         share = config.global_batch_size // world_size
         generator = np.random.default_rng(config.seed + rank)
-        kinds = list(zip(config.crop_counts, config.crop_sizes, strict=True))
-
-        def pixels(count: int, size: int) -> NDArray[np.uint8]:
-            group = self.empty((count, share, size, size, 3))
+        made = [room(config, share, self.empty) for _ in range(DISTINCT)]
+        for group in itertools.chain.from_iterable(made):
             group[:] = generator.integers(0, 256, group.shape, dtype=np.uint8)
-            return group
-
-        made = [[pixels(count, size) for count, size in kinds] for _ in range(DISTINCT)]
         for step in itertools.count():
             yield Batch(
                 epoch=0,

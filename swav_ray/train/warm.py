@@ -33,12 +33,13 @@ def _first_step(config: Config) -> None:
     stream = Stream(config)
     span = next(stream.spans_from(Position(), 1))
     block = next(stream.read(dataclasses.replace(span, last=1)))
-    block = stream.crop(dataclasses.replace(block, ids=block.ids[:2], jpegs=block.jpegs[:2], positions=range(2)))
+    block = dataclasses.replace(block, ids=block.ids[:2], jpegs=block.jpegs[:2], positions=range(2))
+    cropped = next(stream.crop([[block]]))
     model = build_model(config).to(device, dtype).to(memory_format=torch.channels_last)
     sync_batch_norm(model, None)
     optimizer = build_optimizer(config, model)
     mean, std = config.augment.mean, config.augment.std
-    crops = [normalise(pixels, mean, std, device).to(dtype) for group in block.crops for pixels in group]
+    crops = [normalise(pixels, mean, std, device).to(dtype) for group in cropped.crops for pixels in group]
     with autocast(config, device):
         _, scores = model(crops)
     scores.mean().backward()

@@ -50,7 +50,7 @@ def outage_at(step: int, seconds: float, batches: Iterator[Batch], proxy: Proxy)
 
 @pytest.mark.parametrize(
     ("share", "epochs", "seconds"),
-    [pytest.param(0.25, 4, 0.5, id="a quarter"), pytest.param(0.05, 60, 60.0, id="5 %", marks=pytest.mark.chaos)],
+    [pytest.param(0.25, 6, 0.5, id="a quarter"), pytest.param(0.05, 60, 60.0, id="5 %", marks=pytest.mark.chaos)],
 )
 def test_every_row_comes_exactly_once_from_a_flaky_store(
     remote: str, local: Storage, s3_proxy: Proxy, share: float, epochs: int, seconds: float

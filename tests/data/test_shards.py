@@ -75,22 +75,22 @@ def test_files_of_whole_groups_have_no_empty_one(tmp_path: Path) -> None:
     assert Shards(str(tmp_path)).rows_per_group.tolist() == [64, 64]
 
 
-def test_read_rows_gives_the_order_asked_for(folder: Path) -> None:
+def test_windows_come_in_the_order_asked_for(folder: Path) -> None:
     shards = Shards(str(folder))
     starts = np.concatenate([[0], np.cumsum(shards.rows_per_group)])
     pairs = np.array([(group, row) for group, rows in enumerate(shards.rows_per_group) for row in range(rows)])
     chosen = np.random.RandomState(3).permutation(ROWS)[:200]
     chosen[10] = chosen[20]  # a row may be asked for twice
-    table = shards.read_rows(pairs[chosen], ["id"])
-    assert table.column_names == ["id"]
-    assert table.column("id").to_pylist() == [f"image-{starts[g] + r:04d}" for g, r in pairs[chosen]]
+    windows = [pairs[chosen[:90]], pairs[chosen[90:]]]
+    ids = [{"id": [f"image-{starts[g] + r:04d}" for g, r in window]} for window in windows]
+    assert list(shards.read_windows(windows, ["id"])) == ids
 
 
-def test_read_rows_reads_each_group_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_reads_each_group_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = Shards(str(folder))
     read, real = [], shards.read_group
     monkeypatch.setattr(shards, "read_group", lambda group, columns: (read.append(group), real(group, columns))[1])
-    shards.read_rows(np.array([(3, 1), (0, 5), (3, 0), (0, 4), (1, 0)]), ["id"])
+    list(shards.read_windows([np.array([(3, 1), (0, 5), (3, 0), (0, 4), (1, 0)])], ["id"]))
     assert sorted(read) == [0, 1, 3]
 
 

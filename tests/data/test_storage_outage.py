@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import pickle
@@ -10,8 +11,10 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import FileSelector, FileType
@@ -191,9 +194,8 @@ def test_shards_are_read_through_an_outage(
         assert back.is_set()
     s3_proxy.answer(b"GET ", reply(206, body=b"part of a row group", length=5000), None, reply(503, "SlowDown"))
     before = s3_proxy.answered
-    assert remote.read_rows(np.array([[3, 1], [0, 2]]), ["id"]).to_pydict() == {
-        "id": [expected[3]["id"][1], expected[0]["id"][2]]
-    }
+    windows = [np.array([[3, 1], [0, 2]])]
+    assert list(remote.read_windows(windows, ["id"])) == [{"id": [expected[3]["id"][1], expected[0]["id"][2]]}]
     assert s3_proxy.answered == before + 3
     monkeypatch.setenv(patience.PATIENCE, "0")
     with s3_proxy.outage(60), pytest.raises(StorageAwayError, match="no answer"):  # not: the shard is missing
@@ -274,13 +276,16 @@ def test_a_full_disk_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_stale_handle_of_a_shard_is_opened_anew(shards: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     local = Shards(shards.uri)
     expected = local.read_group(0).to_pydict()
-    good = local._file(0)
+    real, opened = local.folder.open, []
 
-    class Stale:
-        def read_row_group(self, *_: object, **__: object) -> None:
+    class Stale(io.FileIO):
+        def read(self, *_: object) -> bytes:
             raise OSError(errno.ESTALE, "Stale file handle")
 
-    opened = iter([Stale(), good])
-    local._file.cache_clear()
-    monkeypatch.setattr(pq, "ParquetFile", lambda *_, **__: next(opened))
+    def stale_at_first(*args: Any) -> pa.NativeFile:
+        opened.append(args)
+        return pa.PythonFile(Stale(local.folder.path(args[0])), mode="r") if len(opened) == 1 else real(*args)
+
+    monkeypatch.setattr(local.folder, "open", stale_at_first)
     assert local.read_group(0).to_pydict() == expected
+    assert len(opened) == 2

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swav_ray.data import ray_tasks
+from swav_ray.data import shards as shards_module
 from swav_ray.data import stream as stream_module
 from swav_ray.data.ahead import in_threads
-from swav_ray.data.ray_tasks import hands, tables, to_table
+from swav_ray.data.multicrop import Crops
+from swav_ray.data.ray_tasks import by_step, from_table, hands, tables, to_table
 from swav_ray.data.shards import Shards
-from swav_ray.data.stream import Batch, Block, Position, Span, Stream
+from swav_ray.data.stream import Batch, Block, Cropped, Position, Span, Stream
 from tests.data.small import ROWS, small_config, write_small_shards
 
 
@@ -37,10 +39,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 class WithoutCrops(Stream):
     """For tests of the order alone."""
 
-    def crop(self, block: Block) -> Block:
-        counts = zip(self.config.crop_counts, self.config.crop_sizes, strict=True)
-        crops = [np.zeros((count, len(block.ids), size, size, 3), dtype=np.uint8) for count, size in counts]
-        return dataclasses.replace(block, jpegs=[], crops=crops)
+    def crop_block(self, block: Block, crops: Crops, at: int) -> list[tuple[str, str]]:
+        return []
 
 
 def join(batches: list[Batch]) -> tuple[list[str], list[np.ndarray]]:
@@ -196,24 +196,37 @@ def test_a_position_within_a_step_is_refused(uri: str) -> None:
         list(Stream(small_config(uri)).local(Position(0, 5)))
 
 
-def test_a_window_is_read_when_its_first_row_is_due(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Stream(small_config(uri))
-    read, real = [], stream.shards.read_rows
-    monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
-    blocks = stream.read(Span(0, stream.steps, 0, 9))
-    for block in blocks:
-        assert sum(read[:-1]) <= stream.steps.start(block.step) + block.positions.stop <= sum(read)
-    assert read == [len(window.pairs) for window in stream.plan.windows(0)]
+def groups_of(windows: Iterable[np.ndarray]) -> list[int]:
+    return [int(group) for pairs in windows for group in np.unique(pairs[:, 0])]
+
+
+def note_reads(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that are read from now on."""
+    read, real = [], stream.shards.read_group
+    monkeypatch.setattr(stream.shards, "read_group", lambda group, columns: (read.append(group), real(group, columns))[1])
+    return read
+
+
+def test_row_groups_are_read_once_and_not_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "READ_THREADS", 2)
+    write_small_shards(tmp_path, rows=64 * 20)
+    stream = Stream(small_config(str(tmp_path)))
+    read, due = note_reads(stream, monkeypatch), [w.pairs for w in stream.plan.windows(0)]
+    for block in stream.read(Span(0, stream.steps, 0, stream.steps.per_epoch)):
+        end = stream.steps.start(block.step) + block.positions.stop
+        needed = sum(len(np.unique(pairs[:, 0])) for n, pairs in enumerate(due) if sum(map(len, due[:n])) < end)
+        assert needed <= len(read) <= needed + 2 * 2 + 1
+    assert sorted(read) == sorted(groups_of(due))
 
 
 def test_a_span_reads_its_own_rows_only(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both of its ends lie amid windows."""
     stream = Stream(small_config(uri))
-    read, real = [], stream.shards.read_rows
-    monkeypatch.setattr(stream.shards, "read_rows", lambda pairs, columns: (read.append(len(pairs)), real(pairs, columns))[1])
+    read = note_reads(stream, monkeypatch)
+    begin, end = stream.steps.start(2), stream.steps.start(5)
     ids = [identifier for block in stream.read(Span(1, stream.steps, 2, 5)) for identifier in block.ids]
-    assert ids == plan_ids(stream, 1)[stream.steps.start(2) : stream.steps.start(5)]
-    assert sum(read) == len(ids)
+    assert ids == plan_ids(stream, 1)[begin:end]
+    assert sorted(read) == sorted(groups_of(w.pairs[: end - w.start] for w in stream.plan.windows(1, begin) if w.start < end))
 
 
 # The Ray way, with Ray's part (deal each leg's blocks in turn) played by a list.
@@ -222,7 +235,7 @@ def test_a_span_reads_its_own_rows_only(uri: str, monkeypatch: pytest.MonkeyPatc
 class FakeIterator:
     """One worker's share of a leg, as Ray Data hands it over."""
 
-    def __init__(self, hands: list[list[Block]]) -> None:
+    def __init__(self, hands: list[list[Cropped]]) -> None:
         self.hands = hands
 
     def iter_batches(self, **_: object) -> Iterator[pa.Table]:
@@ -231,7 +244,7 @@ class FakeIterator:
 
 def deal(stream: Stream, spans: list[tuple[Span, int]], world_size: int) -> list[FakeIterator]:
     dealt = [hand for span, before in spans for hand in hands(stream, span, before, world_size)]
-    cropped = [[stream.crop(block) for block in hand] for hand in dealt]
+    cropped = [list(stream.crop(by_step(hand))) for hand in dealt]
     return [FakeIterator(cropped[rank::world_size]) for rank in range(world_size)]
 
 
@@ -272,6 +285,48 @@ def test_legs_and_spans_change_nothing(
         assert [batch.ids for batch in got[rank]] == [batch.ids for batch in here]
 
 
+@pytest.mark.parametrize(("rows_per_task", "copied"), [(40, False), (10, True)])
+def test_a_batch_that_comes_as_one_piece_is_not_copied(
+    uri: str, rows_per_task: int, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tasks, "ROWS_PER_TASK", rows_per_task)
+    monkeypatch.setattr(stream_module, "ray_iterators", deal)
+    stream = WithoutCrops(small_config(uri, epochs=1))
+    (leg,) = list(stream.on_ray(Position(), 1))
+    for batch in stream.batches_of(Position(), [tables(leg[0])], 0, 1):
+        assert {group.flags.writeable for group in batch.crops} == {copied}
+
+
+def test_crops_are_not_copied_on_their_way_through_a_table(uri: str) -> None:
+    stream = Stream(small_config(uri))
+    pieces = list(stream.crop(by_step(stream.read(Span(0, stream.steps, 0, 2)))))
+    for ours, theirs in zip(from_table(to_table(pieces)), pieces, strict=True):
+        for group, sent in zip(ours.crops, theirs.crops, strict=True):
+            np.testing.assert_array_equal(group, sent)
+            assert group.ctypes.data == sent.ctypes.data
+
+
+@pytest.mark.parametrize("crop_in", ["ray", "worker"])
+def test_batches_lie_in_the_memory_they_are_wanted_in(uri: str, crop_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU wants them in pinned memory."""
+    monkeypatch.setattr(stream_module, "ray_iterators", deal)
+    stream, given = Stream(small_config(uri, epochs=1)), []
+    expected = list(stream.local(Position()))
+
+    def empty(shape: tuple[int, ...]) -> np.ndarray:
+        given.append(np.empty(shape, dtype=np.uint8))
+        return given[-1]
+
+    stream.empty = empty
+    if crop_in == "worker":
+        batches = list(stream.local(Position()))
+    else:
+        (leg,) = list(Stream(stream.config).on_ray(Position(), 1))
+        batches = list(stream.batches_of(Position(), [tables(leg[0])], 0, 1))
+    assert_same_steps([batches], expected)
+    assert len(given) == 2 * len(batches) and {id(g) for b in batches for g in b.crops} == {id(g) for g in given}
+
+
 def test_the_next_leg_is_asked_for_in_the_consumers_thread(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All workers meet in a collective for it (`train/feed.py`), which may not run beside those of a step."""
     monkeypatch.setattr(stream_module, "WINDOWS_PER_SPAN", 1)
@@ -289,27 +344,29 @@ def test_the_next_leg_is_asked_for_in_the_consumers_thread(uri: str, monkeypatch
     assert len(asked) > 2 and set(asked) == {threading.current_thread()}
 
 
-def swapped(blocks: list[Block]) -> list[Block]:
-    return [blocks[1], blocks[0], *blocks[2:]]
+def swapped(pieces: list[Cropped]) -> list[Cropped]:
+    return [pieces[1], pieces[0], *pieces[2:]]
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        pytest.param(swapped, id="two blocks swapped"),
-        pytest.param(lambda blocks: blocks[1:], id="one lost"),
-        pytest.param(lambda blocks: [blocks[0], *blocks], id="one twice"),
-        pytest.param(lambda blocks: blocks[:-1], id="the last one lost"),
-        pytest.param(lambda blocks: [dataclasses.replace(blocks[0], epoch=1), *blocks[1:]], id="of another epoch"),
-        pytest.param(lambda blocks: [dataclasses.replace(blocks[0], step=1), *blocks[1:]], id="of another step"),
+        pytest.param(swapped, id="two pieces swapped"),
+        pytest.param(lambda pieces: pieces[1:], id="one lost"),
+        pytest.param(lambda pieces: [pieces[0], *pieces], id="one twice"),
+        pytest.param(lambda pieces: pieces[:-1], id="the last one lost"),
+        pytest.param(lambda pieces: [dataclasses.replace(pieces[0], epoch=1), *pieces[1:]], id="of another epoch"),
+        pytest.param(lambda pieces: [dataclasses.replace(pieces[0], step=1), *pieces[1:]], id="of another step"),
     ],
 )
-def test_a_block_out_of_step_is_refused(uri: str, damage: Callable[[list[Block]], list[Block]]) -> None:
+@pytest.mark.parametrize("whole_steps", [True, False])
+def test_a_piece_out_of_step_is_refused(uri: str, damage: Callable[[list[Cropped]], list[Cropped]], whole_steps: bool) -> None:
     stream = WithoutCrops(small_config(uri, epochs=1))
-    blocks = [stream.crop(block) for block in stream.read(Span(0, stream.steps, 0, 9))]
-    assert len(list(stream.batches_of(Position(), [tables(FakeIterator([blocks]))], 0, 1))) == 9
+    blocks = list(stream.read(Span(0, stream.steps, 0, 9)))
+    pieces = list(stream.crop(by_step(blocks) if whole_steps else [[block] for block in blocks]))
+    assert len(list(stream.batches_of(Position(), [tables(FakeIterator([pieces]))], 0, 1))) == 9
     with pytest.raises(RuntimeError, match="the data stream is out of step: expected"):
-        list(stream.batches_of(Position(), [tables(FakeIterator([damage(blocks)]))], 0, 1))
+        list(stream.batches_of(Position(), [tables(FakeIterator([damage(pieces)]))], 0, 1))
 
 
 # The reading thread.
@@ -321,22 +378,21 @@ def reading_threads() -> set[threading.Thread]:
 
 def test_an_error_in_the_reading_thread_reaches_the_consumer(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = WithoutCrops(small_config(uri))
-    real = stream.shards.read_rows
+    real, gone = stream.shards.read_group, [w.pairs for w in stream.plan.windows(0)][2][0, 0]
 
-    def read(pairs: np.ndarray, columns: list[str]) -> pa.Table:
-        if len(read_windows) == 2:
+    def read(group: int, columns: list[str]) -> pa.Table:
+        if group == gone:
             raise OSError("the disc is gone")
-        read_windows.append(len(pairs))
-        return real(pairs, columns)
+        return real(group, columns)
 
-    read_windows: list[int] = []
-    monkeypatch.setattr(stream.shards, "read_rows", read)
+    monkeypatch.setattr(stream.shards, "read_group", read)
     before, seen = reading_threads(), []
     with pytest.raises(OSError, match="the disc is gone"):
         for batch in stream.local(Position()):
             seen.append(batch.step)
     # Everything that was read before the error is handed over first.
-    assert seen == list(range(sum(read_windows) * 9 // ROWS))
+    before_it = sum(len(w.pairs) for w in itertools.islice(stream.plan.windows(0), 2))
+    assert seen == list(range(before_it * 9 // ROWS))
     for thread in reading_threads() - before:
         thread.join(timeout=30)
         assert not thread.is_alive()
@@ -372,14 +428,14 @@ def test_a_pickled_stream_is_small_and_streams_the_same(uri: str) -> None:
 
 def test_bad_images_are_reported_by_the_worker_that_got_them(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream(small_config(uri, epochs=1))
-    real = stream.shards.read_rows
-    bad = {"image-0007", "image-0200"}
+    real, broken = stream.shards.read_group, {"image-0007", "image-0200"}
+    bad = set(broken)
 
-    def read(pairs: np.ndarray, columns: list[str]) -> pa.Table:
-        rows = real(pairs, columns).to_pylist()
-        return pa.Table.from_pylist([row | ({"jpeg": b"broken"} if row["id"] in bad else {}) for row in rows])
+    def read(group: int, columns: list[str]) -> pa.Table:
+        rows = real(group, columns).to_pylist()
+        return pa.Table.from_pylist([row | ({"jpeg": b"broken"} if row["id"] in broken else {}) for row in rows])
 
-    monkeypatch.setattr(stream.shards, "read_rows", read)
+    monkeypatch.setattr(stream.shards, "read_group", read)
     for rank in range(2):
         for batch in stream.local(Position(), rank, 2):
             assert batch.bad == [(identifier, "not an image") for identifier in batch.ids if identifier in bad]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from swav_ray.data import stream as stream_module
-from swav_ray.data.ray_tasks import tables
+from swav_ray.data.ray_tasks import stop, tables
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
 from tests.data.small import small_config, write_small_shards
@@ -47,6 +48,26 @@ def on_ray(stream: Stream, start: Position, world_size: int, timeout: float = 12
 
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(worker, range(world_size)))
+
+
+def claims() -> list[str]:
+    """Who holds a part of the cluster in Ray Data's books."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
+
+    coordinator = get_or_create_autoscaling_coordinator()
+    return ray.get(coordinator.__ray_call__.remote(lambda self: list(self._ongoing_reqs)))
+
+
+def test_a_stream_that_is_stopped_leaves_its_part_of_the_cluster(folder: Path) -> None:
+    before = claims()
+    ((iterator,), *_) = Stream(small_config(str(folder))).on_ray(Position(), 1)
+    assert next(tables(iterator)).num_rows == 1
+    (claim,) = set(claims()) - set(before)
+    stop(iterator)
+    assert claim not in claims()
+    with pytest.raises(ray.exceptions.RayActorError):
+        next(tables(iterator))
+    stop(iterator)
 
 
 def assert_same(got: list[Batch], expected: list[Batch]) -> None:
