@@ -7,6 +7,7 @@ git ignores, or which lie elsewhere, come along.
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from swav_ray.yaml_files import dump, read_mapping
 FOLDER = ".swav-ray"  # of our files in the job's folder; no user has one
 PLACES = ("storage", "data.train", "data.test")
 SIZE_LIMIT_MB = 500  # Ray's own, of what is sent
+WITH_KEYS = re.compile(r"(s3)://[^/\s]*[:@]|(\w+)://[^/\s]*@")  # an address that holds a user, a key or a password
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,17 @@ def pack_sweep(kind: str, file: Path, overrides: dict[str, Any], **changes: Any)
 
 
 def pack_words(arguments: list[str]) -> Parcel:
-    """Any other command as it stands, but for paths that exist here."""
+    """Any other command as it stands, but for paths that exist here.
+
+    Raises:
+        UserError: an address holds a key, which whoever sees the cluster's jobs could read.
+    """
+    for word in arguments:
+        if found := WITH_KEYS.search(word):
+            raise UserError(
+                f"submit: {arguments[0]}: {found[1] or found[2]}://*** holds a key or password, which whoever sees the "
+                "cluster's jobs could read; leave it out: the nodes take theirs from the environment or their role"
+            )
     there = [
         str(Path(word).absolute()) if "/" in word and "://" not in word and Path(word).exists() else word for word in arguments
     ]
