@@ -1,5 +1,6 @@
 """What runs on every node. It is sent there as code, so it must work where swav-ray is missing or another version:
-the standard library alone at the top, plain values as answers, and of the environment only the names listed here.
+the standard library alone at the top (and what needs no more and goes along), plain values as answers, and of the
+environment only the names listed here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from swav_ray.train.network import talk_over
 
 # Whose values are told; none of them is a secret.
 TOLD = (
@@ -95,9 +98,11 @@ def all_reduce(rank: int, size: int, address: str, backend: str, seconds: float)
     """Sum ones over all ranks, as training does; seconds that it took once all were connected."""
     import datetime
 
+    import ray
     import torch
     import torch.distributed as dist
 
+    talk_over(ray.util.get_node_ip_address())
     limit = datetime.timedelta(seconds=seconds)
     try:
         dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=limit)

@@ -1,0 +1,33 @@
+"""What is asked on a node, and that it goes there as code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import ray.cloudpickle
+
+from swav_ray.doctor import on_node
+from swav_ray.doctor.nodes import hand
+from swav_ray.train.network import GLOO
+
+WITHOUT = """
+import pickle, sys
+sys.modules["swav_ray"] = None  # importing it, or a part of it, fails
+print(pickle.load(sys.stdin.buffer)(0, 1, "127.0.0.1:0", "gloo", 30))
+"""
+
+
+def test_an_all_reduce_needs_no_swav_ray_there() -> None:
+    hand()  # which says what goes along
+    code = ray.cloudpickle.dumps(on_node.all_reduce)
+    done = subprocess.run([sys.executable, "-c", WITHOUT], input=code, capture_output=True)
+    assert done.returncode == 0 and float(done.stdout) >= 0, done.stderr.decode()
+
+
+def test_an_all_reduce_goes_over_the_network_by_which_ray_knows_the_node(monkeypatch) -> None:
+    monkeypatch.delenv(GLOO, raising=False)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    assert on_node.all_reduce(0, 1, on_node.free_address("127.0.0.1"), "gloo", 30) >= 0
+    assert os.environ[GLOO] == "lo"
