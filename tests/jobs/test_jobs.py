@@ -130,6 +130,15 @@ def test_a_driver_without_the_token_is_told_so(head, laptop, s3, shards):
     assert ended.returncode == 2 and "it wants another token than" in ended.stderr.strip().splitlines()[-1], ended.stderr
 
 
+def test_a_notice_without_the_token_is_told_so(head, laptop):
+    file = laptop / "token"
+    file.write_text("0" * 64)
+    command = (sys.executable, "-m", "swav_ray", "drain")
+    ended = run(laptop, head, *command, RAY_ADDRESS=head.address, RAY_AUTH_TOKEN_PATH=str(file))
+    line = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2 and f"the Ray cluster at {head.address} wants another token" in line, ended.stderr
+
+
 @pytest.mark.slow
 def test_a_sweep_as_rays_own_command_submits_it(head, shards, s3, laptop):
     """`ray job submit --working-dir . -- swav-ray tune space.yaml`, without our front."""
