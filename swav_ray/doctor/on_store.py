@@ -34,7 +34,7 @@ def rights(uri: str, token: str, name: str) -> dict[str, Any]:
         try:
             answer = call()
         except Exception as error:
-            found["errors"][what] = _short(error)
+            found["errors"][what] = short(error)
             return None
         found["seconds"][what] = time.monotonic() - started
         return answer
@@ -67,7 +67,7 @@ def leave(uri: str, token: str) -> str:
             Path(folder.root).mkdir(parents=True)
         folder.fs.pipe_file(folder.path("asker"), b"asker")
     except Exception as error:
-        return _short(error)
+        return short(error)
     return ""
 
 
@@ -105,7 +105,7 @@ def readable(uri: str, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {"missing": True}
     except Exception as error:
-        return {"error": _short(error)}
+        return {"error": short(error)}
     return {"seconds": time.monotonic() - started, "bytes": len(content)}
 
 
@@ -117,6 +117,7 @@ def _credentials() -> str:
     return str(found.method) if found is not None else ""
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error's kind and what it says, cut."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

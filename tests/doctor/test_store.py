@@ -54,6 +54,23 @@ def test_a_right_that_is_missing(s3: str, s3_proxy: Proxy, request_: str, step: 
     assert Storage(s3).find() == before
 
 
+def test_nodes_that_may_write_and_an_asker_that_may_not(s3: str, s3_proxy: Proxy) -> None:
+    s3_proxy.answer(b"PUT ", DENIED)  # the first, which is the asker's
+    try:
+        found = asked(f"{s3}/doctor")["storage"]
+    finally:
+        s3_proxy.restore()
+    assert found.state is State.FAILURE and "this process cannot: PermissionError" in found.found
+    assert "give this process the nodes' keys or role" in found.mend
+
+
+def test_a_node_that_asks_another_store(s3: str) -> None:
+    """One that has a bucket of that name too."""
+    nowhere = ask_rights(Here(), f"{s3}/elsewhere")[1]["this machine"] | {"seen": False}
+    found = check_store(f"{s3}/doctor", "", {"a": nowhere})[-1]
+    assert found.state is State.FAILURE and found.found.startswith("a: does not see s3://") and "AWS_ENDPOINT_URL" in found.mend
+
+
 def test_no_bucket(s3: str) -> None:
     found = asked("s3://no-such-bucket-of-swav-ray/runs")["storage"]
     assert found.state is State.FAILURE and "cannot write" in found.found and "make the bucket" in found.mend
