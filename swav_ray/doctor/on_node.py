@@ -159,7 +159,7 @@ def _token() -> dict[str, Any]:
 
 def _room(folder: str) -> dict[str, int] | None:
     path = Path(folder)
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  Path's raises where one may not enter
         path = path.parent
     try:
         usage = shutil.disk_usage(path)

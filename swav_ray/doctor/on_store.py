@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,8 @@ def missing_folders(uri: str) -> list[str]:
     folder = Storage(uri)
     if folder.is_s3:
         return []
-    return [str(place) for place in (Path(folder.root), *Path(folder.root).parents) if not place.exists()]
+    places = map(str, (Path(folder.root), *Path(folder.root).parents))
+    return [place for place in places if not os.path.exists(place)]  # noqa: PTH110  Path's raises where one may not enter
 
 
 def remove(uri: str, token: str, folders: list[str]) -> None:

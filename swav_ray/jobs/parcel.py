@@ -101,10 +101,13 @@ def pack_words(arguments: list[str]) -> Parcel:
                 f"submit: {arguments[0]}: {found[1] or found[2]}://*** holds a key or password, which whoever sees the "
                 "cluster's jobs could read; leave it out: the nodes take theirs from the environment or their role"
             )
-    there = [
-        str(Path(word).absolute()) if "/" in word and "://" not in word and Path(word).exists() else word for word in arguments
-    ]
-    return Parcel(there)
+    return Parcel(
+        [str(Path(word).absolute()) if "/" in word and "://" not in word and _is_there(word) else word for word in arguments]
+    )
+
+
+def _is_there(word: str) -> bool:
+    return os.path.exists(word)  # noqa: PTH110  Path's raises where one may not enter
 
 
 def write_zip(parcel: Parcel, folder: str | None, target: Path) -> Path:

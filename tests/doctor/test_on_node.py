@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ray.cloudpickle
 
@@ -31,3 +32,8 @@ def test_an_all_reduce_goes_over_the_network_by_which_ray_knows_the_node(monkeyp
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     assert on_node.all_reduce(0, 1, on_node.free_address("127.0.0.1"), "gloo", 30) >= 0
     assert os.environ[GLOO] == "lo"
+
+
+def test_the_room_of_a_folder_that_may_not_be_entered_is_that_of_its_disk(closed: Path) -> None:
+    room = on_node._room(str(closed / "runs"))
+    assert room is not None and room["total"] > 0

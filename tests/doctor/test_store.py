@@ -95,3 +95,8 @@ def test_a_local_place_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     found = asked(str(tmp_path / "runs"))["storage"]
     assert found.state is State.FAILURE and "cannot be written" in found.found and "--storage" in found.mend
+
+
+def test_a_folder_that_may_not_be_entered(closed: Path) -> None:
+    found = asked(str(closed / "runs"))["storage"]
+    assert found.state is State.FAILURE and "cannot be written: PermissionError" in found.found

@@ -97,6 +97,10 @@ def test_other_commands_travel_as_they_are_with_full_paths(here: Path) -> None:
     assert pack_words(words).arguments == ["probe", str(here / "runs/mine"), *words[2:]]
 
 
+def test_a_path_that_may_not_be_entered_travels_as_it_is(closed: Path) -> None:
+    assert pack_words(["probe", f"{closed}/mine"]).arguments == ["probe", f"{closed}/mine"]
+
+
 def test_the_folder_brings_code_but_not_what_git_ignores_and_ours_come_whatever_it_says(here: Path, tmp_path_factory) -> None:
     away = tmp_path_factory.mktemp("away")
     config = load_config("recipe.yaml").model_copy(update={"name": "mine"})
