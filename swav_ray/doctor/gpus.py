@@ -25,6 +25,9 @@ def check_gpus(nodes: Mapping[str, Mapping[str, Any]], offered: Mapping[str, flo
         found = {node: text for node, facts in nodes.items() if (text := problem(facts["gpus"]))}
         if found:
             return failure("gpus", by_node(found), mend)
+    odd = {node: f"nvidia-smi says: {text}" for node, facts in nodes.items() if (text := facts["gpus"].get("odd"))}
+    if odd:
+        return warning("gpus", by_node(odd), "see what `nvidia-smi` says there; training goes on with the GPUs it lists")
     counts = {node: len(facts["gpus"]["devices"]) for node, facts in nodes.items()}
     if offered is not None:
         hidden = {

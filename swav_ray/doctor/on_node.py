@@ -176,8 +176,9 @@ def _short_lived_ports() -> list[int]:
 
 
 def _gpus() -> dict[str, Any]:
-    """Of the driver: `devices`; of torch, asked only where there are any: `usable` and `cuda`, or `problem`."""
-    found: dict[str, Any] = {"devices": []}
+    """Of the driver: `devices` (memory 0: the machine's own), and `odd`, what else it said; of torch, asked only where there
+    are any: `usable` and `cuda`, or `problem`."""
+    found: dict[str, Any] = {"devices": [], "odd": ""}
     try:
         query = ["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
         said = subprocess.run(query, capture_output=True, text=True, timeout=SUBPROCESS_SECONDS)
@@ -191,8 +192,15 @@ def _gpus() -> dict[str, Any]:
             return found
         return found | {"driver_problem": f"nvidia-smi: {lines[0][:200] if lines else f'exit code {said.returncode}'}"}
     for line in said.stdout.strip().splitlines():
-        name, driver, memory = (part.strip() for part in line.rsplit(",", 2))
-        found["devices"].append({"name": name, "driver": driver, "memory": int(float(memory)) * 2**20})
+        try:
+            name, driver, memory = (part.strip() for part in line.rsplit(",", 2))
+            mebibytes = 0 if memory == "[N/A]" else int(float(memory))  # as of GPUs that share the machine's
+        except ValueError:
+            found["odd"] = line[:200]
+            continue
+        found["devices"].append({"name": name, "driver": driver, "memory": mebibytes * 2**20})
+    if not found["devices"]:
+        return found | {"driver_problem": f"nvidia-smi: {found['odd']}"} if found["odd"] else found
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         said = subprocess.run(

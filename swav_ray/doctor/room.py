@@ -107,7 +107,7 @@ def check_memory(config: Config, sizes: Sizes, nodes: Facts, per_node: Mapping[s
     )
     if gpus:
         rooms = {
-            node: min(device["memory"] for device in facts["gpus"]["devices"]) - CONTEXT_BYTES
+            node: min(device["memory"] or facts["memory"] for device in facts["gpus"]["devices"]) - CONTEXT_BYTES
             for node, facts in nodes.items()
             if facts["gpus"]["devices"]
         }

@@ -170,6 +170,8 @@ def test_memory_of_gpus() -> None:
     assert room.check_memory(capped, sizes, small, {"a": 1}, 1.0).state is State.OK
     found = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.max_rows_per_device": "auto"})
     assert room.check_memory(found, sizes, small, {"a": 1}, 1.0).state is State.OK
+    shared = {"a": facts(**with_gpus(device(memory=0)))}  # with the machine
+    assert room.check_memory(config, sizes, shared, {"a": 1}, 1.0).state is State.OK
     mixed = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "precision": "bf16-mixed"})
     assert 0.6 * sizes.row_bytes < sizes_of(mixed).row_bytes < 0.75 * sizes.row_bytes
     assert sizes_of(mixed).checkpoint == sizes.checkpoint
