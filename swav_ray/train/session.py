@@ -77,7 +77,12 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     shown = f"RAY_ADDRESS = {without_credentials(address)}"
     try:
         ray.init(**quiet, **environment)
-    except (ConnectionError, AuthenticationError):  # Ray does not always tell these apart
+    except (ConnectionError, AuthenticationError) as error:  # Ray does not always tell these apart
+        if "No node info found" in str(error.__cause__):
+            raise UserError(
+                f"{shown}: the cluster answers, but no node of it runs on this machine; run this on a node, or "
+                "`swav-ray submit --address http://HEAD:8265 -- COMMAND`"
+            ) from None
         raise UserError(
             f"{shown}: no Ray cluster answers there (unset it to run here), or it wants another token than "
             f"the one given here; {TOKEN_HELP}"

@@ -50,3 +50,11 @@ def test_another_python_than_the_clusters(cluster: LocalCluster) -> None:
         control.internal_kv_put(key, before, overwrite=True, namespace=namespace)
     assert f"RAY_ADDRESS = {cluster.address}: Version mismatch" in line and "Python: 3.9.1" in line
     assert "use the same Python and Ray as the cluster" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_machine_that_is_no_node(cluster: LocalCluster) -> None:
+    """One that sees no process of the cluster, but reaches it."""
+    elsewhere = ["unshare", "--pid", "--fork", "--mount-proc"]
+    line = refused(cluster.address, *elsewhere, RAY_gcs_server_request_timeout_seconds="3")
+    assert "the cluster answers, but no node of it runs on this machine" in line and "swav-ray submit" in line
