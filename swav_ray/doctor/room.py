@@ -8,6 +8,7 @@ from typing import Any
 from swav_ray.config import Config
 from swav_ray.doctor.check import Check, by_node, failure, ok, size, skipped, warning
 from swav_ray.doctor.sizes import CONTEXT_BYTES, PROCESS_BYTES, Sizes
+from swav_ray.doctor.workers import ends
 from swav_ray.train.fit import LEAST
 
 FULL = 0.95  # of a disk: Ray takes no more work there (local_fs_capacity_threshold)
@@ -92,15 +93,15 @@ def check_memory(config: Config, sizes: Sizes, nodes: Facts, per_node: Mapping[s
         gpus: of a worker; 0: it trains on CPUs.
     """
     name = "memory"
-    batch = config.batch_on(config.elastic.min)
+    workers, _ = ends(config.elastic)
+    batch = config.batch_on(workers)
     block = config.data.block_rows
-    share = min(batch, -(-batch // (block * config.elastic.min)) * block)
+    share = min(batch, -(-batch // (block * workers)) * block)
     cap = config.elastic.max_rows_per_device
     if cap == "auto":  # on a GPU the run tries down to the least
         cap = LEAST if gpus else 0
     rows = min(share, cap or share)
     need = sizes.device(rows)
-    workers = config.elastic.min
     said = (
         f"about {size(need)} for {rows} rows x {config.num_crops} crops of {config.backbone.arch} on each of "
         f"{workers} worker{'s' if workers > 1 else ''} (an estimate: weights, gradients, optimiser, kept activations + 25 %)"

@@ -153,6 +153,22 @@ def test_workers() -> None:
     assert workers.check_workers(asked, {"CPU": 1}, nodes, endless).state is State.OK
 
 
+def test_only_allowed_counts_of_workers_count() -> None:
+    """With places for 3, and 4 the fewest that `elastic.sizes` allows, a run waits for ever."""
+    asked = Elastic(min=1, max=8, sizes=(2, 4, 8))
+    nodes = {"a": about("a", head=True), "b": about("b", taken={"CPU": 1.0})}
+    few = workers.check_workers(asked.model_copy(update={"sizes": (4, 8)}), {"CPU": 1}, nodes, {})
+    assert few.state is State.FAILURE and "--workers 1:8 in elastic.sizes [4, 8]" in few.found
+    assert few.mend.startswith("change elastic.sizes, or add nodes")
+    enough = workers.check_workers(asked.model_copy(update={"max": 3}), {"CPU": 1}, nodes, {})
+    assert enough.state is State.OK  # of 2
+    fours = asked.model_copy(update={"sizes": (4,), "gpus_per_worker": 1.0})
+    assert workers.check_machine_workers(fours, 64, 3).state is State.FAILURE
+    assert workers.check_machine_workers(fours, 64, 4).state is State.OK
+    config = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.sizes": [4, 8]})
+    assert "64 rows x 8 crops" in room.check_memory(config, sizes_of(config), {"a": facts()}, {"a": 8}, 0.0).found
+
+
 def test_a_head_on_spot() -> None:
     assert workers.check_spot({"a": about("a", head=True), "b": about("b", spot=True)}).state is State.OK
     check = workers.check_spot({"a": about("a", head=True, spot=True)})
