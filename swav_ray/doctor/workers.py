@@ -77,6 +77,8 @@ def check_machine_workers(elastic: Elastic, cpus: float, gpus: int) -> Check:
     """The same without a cluster, where an embedded Ray shares out this machine."""
     (low, high), asked = ends(elastic), _asked(elastic)
     each = elastic.gpus_per_worker
+    if each is None:  # as a run decides it
+        each = float(gpus >= elastic.min)
     if each and low * each > gpus:
         return failure(
             "workers",
@@ -87,6 +89,13 @@ def check_machine_workers(elastic: Elastic, cpus: float, gpus: int) -> Check:
         wanted = elastic.accelerator_type or ", ".join(elastic.resources)
         return failure(
             "workers", f"a worker needs {wanted}, which an embedded Ray does not have", "connect to a cluster: RAY_ADDRESS"
+        )
+    if each and high * each > gpus:
+        most = int(gpus / each + 1e-9)
+        return warning(
+            "workers",
+            f"{asked} with {each:g} GPUs each, this machine has {gpus}, so the run never grows to {high}",
+            f"ask for {f'1:{most}' if most > 1 else most}, or connect to a cluster (RAY_ADDRESS)",
         )
     if high * elastic.cpus_per_worker > cpus:
         fitting = max(1, int(cpus / elastic.cpus_per_worker))

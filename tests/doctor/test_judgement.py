@@ -169,6 +169,14 @@ def test_only_allowed_counts_of_workers_count() -> None:
     assert "64 rows x 8 crops" in room.check_memory(config, sizes_of(config), {"a": facts()}, {"a": 8}, 0.0).found
 
 
+def test_a_machine_with_fewer_gpus_than_the_run_may_grow_to() -> None:
+    check = workers.check_machine_workers(Elastic(min=1, max=8, gpus_per_worker=1), 64, 2)
+    assert check.state is State.WARNING and "never grows to 8" in check.found and "ask for 1:2" in check.mend
+    assert workers.check_machine_workers(Elastic(min=1, max=8), 64, 2) == check  # one each where there are any
+    assert workers.check_machine_workers(Elastic(min=1, max=8, gpus_per_worker=0.25), 64, 2).state is State.OK
+    assert workers.check_machine_workers(Elastic(min=1, max=8), 64, 0).state is State.OK
+
+
 def test_a_head_on_spot() -> None:
     assert workers.check_spot({"a": about("a", head=True), "b": about("b", spot=True)}).state is State.OK
     check = workers.check_spot({"a": about("a", head=True, spot=True)})
