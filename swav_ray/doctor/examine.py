@@ -14,6 +14,8 @@ from swav_ray.doctor import clocks, data, gpus, machine, network, on_node, room,
 from swav_ray.doctor.check import Check, State, by_node, failure, skipped
 from swav_ray.doctor.nodes import HERE, Cluster, Here, Nodes, answered, unanswered
 from swav_ray.doctor.sizes import Sizes, sizes_of
+from swav_ray.errors import UserError
+from swav_ray.train.trackers import check_installed
 
 Tell = Callable[[str], None]
 
@@ -177,7 +179,20 @@ def _addresses(nodes: Nodes, asked: Questions, facts: Mapping[str, Any], tell: T
     elif asked.data:
         tell(f"shards in {asked.data}")
         checks += data.check_data(nodes, asked.data, asked.config)
+    if asked.config:
+        checks += _refused(asked)
     return checks
+
+
+def _refused(asked: Questions) -> Iterable[Check]:
+    """For what a run of the configuration is refused at once."""
+    if not asked.data:
+        yield failure("data", "data.train is not set", "--set data.train=FOLDER, of shards made by `swav-ray shard`")
+    try:
+        check_installed(asked.config)
+    except UserError as error:
+        found, _, mend = str(error).removeprefix("trackers: ").partition("; ")
+        yield failure("trackers", found, mend)
 
 
 def _sizes(config: Config | None, checks: list[Check]) -> Sizes | None:
@@ -198,7 +213,7 @@ def _sizes(config: Config | None, checks: list[Check]) -> Sizes | None:
 
 def _skip_unasked(checks: list[Check], asked: Questions) -> None:
     for name, given, option in (
-        ("data", asked.data, "--data URI or --config CONFIG"),
+        ("data", asked.data or asked.config, "--data URI or --config CONFIG"),
         ("storage", asked.storage, "--storage URI or --config CONFIG"),
         ("workers", asked.elastic, "--workers MIN:MAX or --config CONFIG"),
         ("memory", asked.config, "--config CONFIG"),

@@ -63,6 +63,22 @@ def test_what_is_not_asked_is_skipped_and_says_how_to_ask(monkeypatch: pytest.Mo
     assert ended.out.splitlines()[-1].startswith("this machine: ") and "0 failures" in ended.out.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "name", "words", "mend"),
+    [
+        ("imagenet-200ep", [], "data", "data.train is not set", "--set data.train=FOLDER"),
+        ("demo-digits", ["--set", "trackers=[wandb]"], "trackers", "wandb is not installed", "pip install 'swav-ray[wandb]'"),
+    ],
+)
+def test_what_a_run_is_refused_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, recipe: str, settings: list[str], name: str, words: str, mend: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]  # as Python sees what is not there
+    ended = run_command(monkeypatch, capsys, "doctor", "--config", recipe, *settings, "--json")
+    found = checks_of(ended)[name]
+    assert ended.code == 1 and found["state"] == "failure" and words in found["found"] and mend in found["mend"]
+
+
 def test_environment_faults(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "512")
