@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from benchmarks.head import Head
 from swav_ray.data.storage import Storage
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.metrics import read_metrics
+from tests.outage import Proxy, reply
 from tests.train.small import ROWS, small_config
 
 SECONDS = 180.0  # patience for anything that is waited for
@@ -100,6 +102,18 @@ def test_a_mistake_on_the_cluster_is_the_commands_own_end(head, laptop, s3):
     assert ended.returncode == 2
     last = ended.stdout.strip().splitlines()[-1]
     assert last.startswith(f"swav-ray: {s3}/none: no manifest.json there, so no finished shards")
+
+
+def test_a_job_whose_output_cannot_be_had_goes_on(head, laptop, s3):
+    """As behind a proxy that knows no web sockets."""
+    place = urlsplit(head.dashboard)
+    proxy = Proxy((place.hostname, place.port))
+    proxy.answer(b"GET /api/jobs/report/logs/tail", reply(403))
+    ended = run(laptop, head, *SUBMIT, "--address", proxy.url, "--", "report", f"{s3}/none")
+    proxy.cut()
+    line = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended
+    assert f"--address {proxy.url}: the cluster does not answer any more; job report may go on" in line
 
 
 @pytest.mark.parametrize("token", ["", "0" * 64])
