@@ -59,7 +59,7 @@ def facts(packages: list[str], folders: list[str]) -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in TOLD if os.environ.get(name)},
         "token": _token(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "shared_memory": _room("/dev/shm"),
+        "shared_memory": _room("/dev/shm") if Path("/dev/shm").is_dir() else None,
         "container": any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
         or "KUBERNETES_SERVICE_HOST" in os.environ,
         "short_lived_ports": _short_lived_ports(),
@@ -158,6 +158,7 @@ def _token() -> dict[str, Any]:
 
 
 def _room(folder: str) -> dict[str, int] | None:
+    """Bytes of the disk on which a folder lies, or would if it were made; None where that is not known."""
     path = Path(folder)
     while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  Path's raises where one may not enter
         path = path.parent
@@ -165,7 +166,7 @@ def _room(folder: str) -> dict[str, int] | None:
         usage = shutil.disk_usage(path)
     except OSError:
         return None
-    return {"total": usage.total, "free": usage.free} if path != path.parent or folder == "/" else None
+    return {"total": usage.total, "free": usage.free}
 
 
 def _short_lived_ports() -> list[int]:
