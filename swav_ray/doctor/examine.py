@@ -58,7 +58,7 @@ def examine_machine(asked: Questions, tell: Tell) -> Report:
         checks.append(room.check_disks(facts, dict.fromkeys(facts, folder)))
     checks += _addresses(Here(), asked, facts, tell)
     config, sizes = asked.config, _sizes(asked.config, checks)
-    count = len(here["gpus"]["devices"]) if here else 0
+    count = gpus.visible(len(here["gpus"]["devices"])) if here else 0
     if asked.elastic and here:
         checks.append(workers.check_machine_workers(asked.elastic, here["cpus"], count))
     if config and here:

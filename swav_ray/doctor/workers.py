@@ -82,7 +82,7 @@ def check_machine_workers(elastic: Elastic, cpus: float, gpus: int) -> Check:
     if each and low * each > gpus:
         return failure(
             "workers",
-            f"{asked} with {each:g} GPUs each, this machine has {gpus}",
+            f"{asked} with {each:g} GPUs each, this process sees {gpus}",
             f"ask for {max(1, int(gpus / each))} workers" if gpus >= each else "--set elastic.gpus_per_worker=0",
         )
     if elastic.resources or elastic.accelerator_type:
@@ -94,7 +94,7 @@ def check_machine_workers(elastic: Elastic, cpus: float, gpus: int) -> Check:
         most = int(gpus / each + 1e-9)
         return warning(
             "workers",
-            f"{asked} with {each:g} GPUs each, this machine has {gpus}, so the run never grows to {high}",
+            f"{asked} with {each:g} GPUs each, this process sees {gpus}, so the run never grows to {high}",
             f"ask for {f'1:{most}' if most > 1 else most}, or connect to a cluster (RAY_ADDRESS)",
         )
     if high * elastic.cpus_per_worker > cpus:

@@ -145,6 +145,19 @@ def test_a_driver_that_says_more_than_it_is_asked(monkeypatch: pytest.MonkeyPatc
     assert found["python"]["state"] == "ok" and found["gpus"]["state"] == "failure" and "infoROM" in found["gpus"]["found"]
 
 
+@pytest.mark.parametrize(("named", "count"), [("0", 1), ("0,5", 2), ("", 0), ("-1", 0), (None, 8)])
+def test_gpus_that_are_hidden_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, named: str | None, count: int
+) -> None:
+    says(monkeypatch, tmp_path, "for i in 1 2 3 4 5 6 7 8; do echo 'NVIDIA A10G, 570.1, 23028'; done")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    each = ("--config", "demo-digits", "--set", "elastic.gpus_per_worker=1", "--set", "elastic.cpus_per_worker=0.01")
+    found = checks_of(run_command(monkeypatch, capsys, "doctor", *each, "--workers", "9", "--json"))["workers"]
+    assert found["state"] == "failure" and f"this process sees {count}" in found["found"]
+
+
 def test_a_disk_too_small_for_the_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     ended = run_command(
         monkeypatch,
