@@ -84,7 +84,7 @@ def turned_away(address: str) -> Report | None:
     try:
         GcsClient(address=address)
     except AuthenticationError:
-        source = on_node.facts([], [])["token"]["source"]
+        source = on_node.token()["source"]
         found = f"the cluster refuses {f'the token in {source}' if source else 'this machine, which has no token'}"
         mend = (
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to what `ray get-auth-token` says on the head"
@@ -206,7 +206,7 @@ def _sizes(config: Config | None, checks: list[Check]) -> Sizes | None:
         checks += [skipped(name, why) for name in ("checkpoints", "memory")]
         return None
     folder = absolute_uri(config.storage)
-    free = None if Storage(folder).is_s3 else (on_node.facts([], [folder])["disks"][folder] or {}).get("free")
+    free = None if Storage(folder).is_s3 else (on_node.room(folder) or {}).get("free")
     checks.append(room.check_checkpoint_room(config, sizes, free, config.storage))
     return sizes
 

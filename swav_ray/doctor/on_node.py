@@ -57,13 +57,13 @@ def facts(packages: list[str], folders: list[str]) -> dict[str, Any]:
         "cpus": _cpus(),
         "memory": _memory(),
         "environment": {name: os.environ[name] for name in TOLD if os.environ.get(name)},
-        "token": _token(),
+        "token": token(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "shared_memory": _room("/dev/shm") if Path("/dev/shm").is_dir() else None,
+        "shared_memory": room("/dev/shm") if Path("/dev/shm").is_dir() else None,
         "container": any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
         or "KUBERNETES_SERVICE_HOST" in os.environ,
         "short_lived_ports": _short_lived_ports(),
-        "disks": {folder: _room(folder) for folder in folders},
+        "disks": {folder: room(folder) for folder in folders},
         "gpus": _gpus(),
     }
 
@@ -143,7 +143,7 @@ def _memory() -> int:
     return total
 
 
-def _token() -> dict[str, Any]:
+def token() -> dict[str, Any]:
     """Where Ray would find its authentication token, in the order Ray looks; never the token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return {"source": "RAY_AUTH_TOKEN"}
@@ -157,7 +157,7 @@ def _token() -> dict[str, Any]:
     return {"source": source, "open_to_others": bool(mode & (stat.S_IRGRP | stat.S_IROTH))}
 
 
-def _room(folder: str) -> dict[str, int] | None:
+def room(folder: str) -> dict[str, int] | None:
     """Bytes of the disk on which a folder lies, or would if it were made; None where that is not known."""
     path = Path(folder)
     while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  Path's raises where one may not enter

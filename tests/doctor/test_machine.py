@@ -145,6 +145,12 @@ def test_a_driver_that_says_more_than_it_is_asked(monkeypatch: pytest.MonkeyPatc
     assert found["python"]["state"] == "ok" and found["gpus"]["state"] == "failure" and "infoROM" in found["gpus"]["found"]
 
 
+def test_the_driver_is_asked_once(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    says(monkeypatch, tmp_path, f"echo asked >> {tmp_path}/calls; echo 'NVIDIA A10G, 570.1, 23028'")
+    run_command(monkeypatch, capsys, "doctor", "--config", "demo-digits", "--storage", str(tmp_path), "--json")
+    assert (tmp_path / "calls").read_text() == "asked\n"
+
+
 @pytest.mark.parametrize(("named", "count"), [("0", 1), ("0,5", 2), ("", 0), ("-1", 0), (None, 8)])
 def test_gpus_that_are_hidden_do_not_count(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, named: str | None, count: int

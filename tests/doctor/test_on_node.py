@@ -36,11 +36,11 @@ def test_an_all_reduce_goes_over_the_network_by_which_ray_knows_the_node(monkeyp
 
 
 def test_the_room_of_a_folder_that_may_not_be_entered_is_that_of_its_disk(closed: Path) -> None:
-    room = on_node._room(str(closed / "runs"))
+    room = on_node.room(str(closed / "runs"))
     assert room is not None and room["total"] > 0
 
 
 def test_a_folder_at_the_top_that_is_not_there_would_lie_on_the_first_disk() -> None:
     """A missing one is no object store without end."""
-    room, disk = on_node._room("/no-such-folder-of-swav-ray/runs"), shutil.disk_usage("/")
+    room, disk = on_node.room("/no-such-folder-of-swav-ray/runs"), shutil.disk_usage("/")
     assert room is not None and room["total"] == disk.total
