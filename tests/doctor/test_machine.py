@@ -14,7 +14,7 @@ import pytest
 from swav_ray.cli.app import app
 from swav_ray.doctor import on_node
 from swav_ray.doctor.check import State
-from swav_ray.doctor.gpus import check_gpus
+from swav_ray.doctor.gpus import check_gpus, visible
 from tests.commands import Ended, run_command
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret-key-of-the-test", "RAY_AUTH_TOKEN": "token-of-the-test-0123456789abcdef"}
@@ -151,17 +151,20 @@ def test_the_driver_is_asked_once(monkeypatch: pytest.MonkeyPatch, capsys: Any, 
     assert (tmp_path / "calls").read_text() == "asked\n"
 
 
-@pytest.mark.parametrize(("named", "count"), [("0", 1), ("0,5", 2), ("", 0), ("-1", 0), (None, 8)])
-def test_gpus_that_are_hidden_do_not_count(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, named: str | None, count: int
-) -> None:
-    says(monkeypatch, tmp_path, "for i in 1 2 3 4 5 6 7 8; do echo 'NVIDIA A10G, 570.1, 23028'; done")
+@pytest.mark.parametrize(("named", "count"), [("0,5", 2), ("", 0), ("-1", 0), ("0,1,2,3,4,5,6,7,8", 8), (None, 8)])
+def test_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch, named: str | None, count: int) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible(8) == count
+
+
+def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    says(monkeypatch, tmp_path, "for i in 1 2 3 4 5 6 7 8; do echo 'NVIDIA A10G, 570.1, 23028'; done")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     each = ("--config", "demo-digits", "--set", "elastic.gpus_per_worker=1", "--set", "elastic.cpus_per_worker=0.01")
-    found = checks_of(run_command(monkeypatch, capsys, "doctor", *each, "--workers", "9", "--json"))["workers"]
-    assert found["state"] == "failure" and f"this process sees {count}" in found["found"]
+    found = checks_of(run_command(monkeypatch, capsys, "doctor", *each, "--workers", "4", "--json"))["workers"]
+    assert found["state"] == "failure" and "this process sees 1" in found["found"]
 
 
 def test_a_disk_too_small_for_the_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
