@@ -90,7 +90,7 @@ def pack_sweep(kind: str, file: Path, overrides: dict[str, Any], **changes: Any)
 
 
 def pack_words(arguments: list[str]) -> Parcel:
-    """Any other command as it stands, but for paths that exist here.
+    """Any other command as it stands, but for paths that exist here: YAML files come along, others are made absolute.
 
     Raises:
         UserError: an address holds a key, which whoever sees the cluster's jobs could read.
@@ -101,9 +101,19 @@ def pack_words(arguments: list[str]) -> Parcel:
                 f"submit: {arguments[0]}: {found[1] or found[2]}://*** holds a key or password, which whoever sees the "
                 "cluster's jobs could read; leave it out: the nodes take theirs from the environment or their role"
             )
-    return Parcel(
-        [str(Path(word).absolute()) if "/" in word and "://" not in word and _is_there(word) else word for word in arguments]
-    )
+    words: list[str] = []
+    files: dict[str, bytes] = {}
+    local: dict[str, str] = {}
+    for number, word in enumerate(arguments):
+        if word.endswith((".yaml", ".yml")) and _is_there(word):
+            values = read_mapping(Path(word))[0]
+            local |= _settle(values)
+            word = f"{FOLDER}/{number}-{Path(word).name}"
+            files[word] = dump(values).encode()
+        elif "/" in word and "://" not in word and _is_there(word):
+            word = str(Path(word).absolute())
+        words.append(word)
+    return Parcel(words, files, local=local)
 
 
 def _is_there(word: str) -> bool:

@@ -97,6 +97,21 @@ def test_other_commands_travel_as_they_are_with_full_paths(here: Path) -> None:
     assert pack_words(words).arguments == ["probe", str(here / "runs/mine"), *words[2:]]
 
 
+def test_yaml_files_of_any_command_come_along_with_absolute_addresses(here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "recipe.yaml").write_text("epochs: 1\n")
+    parcel = pack_words(["bench", "recipe.yaml", "--set", "epochs=3", "mine/recipe.yaml", "none.yaml"])
+    first, second = parcel.files
+    assert parcel.arguments == ["bench", first, "--set", "epochs=3", second, "none.yaml"]
+    assert all(path.startswith(".swav-ray/") and path.endswith("recipe.yaml") for path in parcel.files)
+    assert yaml.safe_load(parcel.files[first])["data"]["train"] == str(here / "shards/train")
+    assert yaml.safe_load(parcel.files[second]) == {"epochs": 1}
+    assert parcel.local == {"data.train": str(here / "shards/train")}
+    (here / "recipe.yaml").write_text("data: {train: 's3://AKIAPLANTED:hunter2@bucket/x'}")
+    with pytest.raises(UserError, match="must hold no key or password"):
+        pack_words(["bench", "recipe.yaml"])
+
+
 def test_a_path_that_may_not_be_entered_travels_as_it_is(closed: Path) -> None:
     assert pack_words(["probe", f"{closed}/mine"]).arguments == ["probe", f"{closed}/mine"]
 
