@@ -72,7 +72,7 @@ def check_object_store(nodes: Facts, stores: Mapping[str, float], config: Config
         if node in nodes and nodes[node]["shared_memory"] and amount > nodes[node]["shared_memory"]["total"]
     }
     if beyond:
-        mend = "give /dev/shm room (Docker: --shm-size=8g) and start Ray anew: its store lies on disk now, and is slow"
+        mend = "give /dev/shm room (Docker: --shm-size=10g) and start Ray anew: its store lies on disk now, and is slow"
         return warning("object store", by_node(beyond), mend)
     total = sum(stores.values())
     if config is None or sizes is None or config.data.crop_in == "worker":

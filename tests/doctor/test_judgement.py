@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ray._private import utils as ray_utils
 
 from swav_ray.config import load_config
 from swav_ray.config_sections import Elastic
@@ -93,11 +94,23 @@ def facts(**more: Any) -> dict[str, Any]:
 
 def test_small_shared_memory_of_a_container() -> None:
     small = {"total": 64 * 2**20, "free": 64 * 2**20}
-    check = machine.check_shared_memory({"a": facts(), "b": facts(shared_memory=small, container=True)})
+    nodes = {"a": facts(), "b": facts(shared_memory=small, container=True)}
+    check = machine.check_shared_memory(nodes, clustered=True)
     assert check.state is State.WARNING and check.found.startswith("b: /dev/shm holds 67.1 MB in this container")
     assert "--shm-size" in check.mend
     store = room.check_object_store({"b": facts(shared_memory=small)}, {"b": 10.0 * GB}, None, None)
     assert store.state is State.WARNING and "--shm-size" in store.mend
+
+
+@pytest.mark.parametrize("held", [2 * GB, 8 * GB, 10 * 2**30, 32 * GB])
+def test_shared_memory_that_holds_less_than_ray_takes_by_itself(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    """Ray then puts its object store on disk; what a cluster's nodes really took is `object store`."""
+    monkeypatch.setattr(ray_utils, "get_shared_memory_bytes", lambda: held)
+    on_disk = ray_utils.resolve_object_store_memory(64 * GB) > held
+    node = {"a": facts(memory=64 * GB, shared_memory={"total": held, "free": held})}
+    alone = machine.check_shared_memory(node, clustered=False)
+    assert (alone.state is State.WARNING) == on_disk == (held < 10 * GB)
+    assert machine.check_shared_memory(node, clustered=True).state is State.OK
 
 
 def test_ports() -> None:
