@@ -54,7 +54,7 @@ def rights(uri: str, token: str, name: str) -> dict[str, Any]:
         if "delete" in found["errors"]:
             found["left"] = f"{folder.uri}/{name}"
     else:
-        step("list", lambda: fs.ls(Storage(uri).path(""), detail=False, refresh=True))
+        step("list", lambda: _listed(fs, Storage(uri).path("")))
     return found
 
 
@@ -109,6 +109,14 @@ def readable(uri: str, name: str) -> dict[str, Any]:
     except Exception as error:
         return {"error": short(error)}
     return {"seconds": time.monotonic() - started, "bytes": len(content)}
+
+
+def _listed(fs: Any, path: str) -> list[Any]:
+    """What is below a folder: nothing where it is not there."""
+    try:
+        return list(fs.ls(path, detail=False, refresh=True))
+    except FileNotFoundError:
+        return []
 
 
 def _credentials() -> str:
