@@ -47,7 +47,7 @@ def all_reduce(cluster: Cluster, names: Sequence[str], backend: str = "gloo") ->
         return Reached(backend, len(names), errors=errors)  # they say themselves what is wrong
     pairs: dict[tuple[str, str], str] = {}
     rounds = _rounds(names) if len(names) <= MOST_PAIRED else [[(names[0], other)] for other in names[1:]]
-    for round_ in rounds if len(names) > 2 else [[(names[0], names[1])]]:
+    for round_ in rounds:
         _, wrong = _among(cluster, round_, backend)
         for pair in round_:
             if any(node in wrong for node in pair):

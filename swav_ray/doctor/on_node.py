@@ -51,7 +51,6 @@ def facts(packages: list[str], folders: list[str]) -> dict[str, Any]:
         folders: whose room on disk is wanted; those that are not there stand for the nearest folder above that is.
     """
     return {
-        "host": socket.gethostname(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "cpus": _cpus(),

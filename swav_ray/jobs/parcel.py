@@ -83,7 +83,7 @@ def pack_sweep(kind: str, file: Path, overrides: dict[str, Any], **changes: Any)
         storage = str(space.look({}, "storage"))
         given["storage"] = absolute_uri(storage)
         local |= {} if "://" in given["storage"] else {"storage": given["storage"]}
-    path = f"{FOLDER}/space.yaml"
+    path = f"{FOLDER}/sweep/space.yaml"  # not beside the recipe, which may be called so
     files[path] = dump(values).encode()
     folder = (Storage(given["storage"]) / space.name).uri
     return Parcel(["tune", kind, path], files, space.name, folder, local)

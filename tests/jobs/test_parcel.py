@@ -68,6 +68,15 @@ def test_a_sweep_travels_with_its_recipe_and_the_command_line(here: Path, tmp_pa
     assert space.config({}, trial=False).storage == "s3://bucket/runs"
 
 
+def test_a_recipe_from_elsewhere_may_be_called_as_the_space_is(here: Path, tmp_path_factory) -> None:
+    recipe = tmp_path_factory.mktemp("elsewhere") / "space.yaml"
+    (here / "recipe.yaml").rename(recipe)
+    (here / "space.yaml").write_text(yaml.safe_dump(SPACE | {"recipe": str(recipe)}))
+    parcel = pack_sweep("run", Path("space.yaml"), {})
+    space = yaml.safe_load(parcel.files[parcel.arguments[2]])
+    assert space["recipe"] == ".swav-ray/space.yaml" and "data" in yaml.safe_load(parcel.files[space["recipe"]])
+
+
 def test_a_sweep_without_a_place_says_where_it_will_be(here: Path) -> None:
     (here / "space.yaml").write_text(yaml.safe_dump(SPACE | {"recipe": "demo-digits"}))
     assert pack_sweep("run", Path("space.yaml"), {}).local == {"storage": str(here / "runs")}
