@@ -180,16 +180,16 @@ def _addresses(nodes: Nodes, asked: Questions, facts: Mapping[str, Any], tell: T
         tell(f"shards in {asked.data}")
         checks += data.check_data(nodes, asked.data, asked.config)
     if asked.config:
-        checks += _refused(asked)
+        checks += _refused(asked.config, asked.data)
     return checks
 
 
-def _refused(asked: Questions) -> Iterable[Check]:
+def _refused(config: Config, shards: str | None) -> Iterable[Check]:
     """For what a run of the configuration is refused at once."""
-    if not asked.data:
+    if not shards:
         yield failure("data", "data.train is not set", "--set data.train=FOLDER, of shards made by `swav-ray shard`")
     try:
-        check_installed(asked.config)
+        check_installed(config)
     except UserError as error:
         found, _, mend = str(error).removeprefix("trackers: ").partition("; ")
         yield failure("trackers", found, mend)
