@@ -178,7 +178,7 @@ def test_only_allowed_counts_of_workers_count() -> None:
     fours = asked.model_copy(update={"sizes": (4,), "gpus_per_worker": 1.0})
     assert workers.check_machine_workers(fours, 64, 3).state is State.FAILURE
     assert workers.check_machine_workers(fours, 64, 4).state is State.OK
-    config = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.sizes": [4, 8]})
+    config = load_config("imagenet-200ep-bs256", {"elastic.min": 1, "elastic.max": 8, "elastic.sizes": [4, 8]})
     assert "64 rows x 8 crops" in room.check_memory(config, sizes_of(config), {"a": facts()}, {"a": 8}, 0.0).found
 
 
