@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -91,3 +92,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this process may not enter, also where the tests are root's."""
+    folder = tmp_path / "closed"
+    folder.mkdir(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # nobody
+    yield folder
+    os.seteuid(user)
+    folder.chmod(0o700)

@@ -74,7 +74,17 @@ def _pack(words: list[str]) -> Parcel:
         trials = params.pop("trials", None)
         changes = {"budget": None if trials is None else {"trials": trials}, "concurrency": params["concurrency"]}
         return pack_sweep(path[1], params["space_file"], overrides_of(params["settings"]), **changes)
-    return pack_words(words)
+    parcel = pack_words(words)
+    going = [
+        to for key in ("dest", "out") if (to := params.get(key)) in parcel.arguments and "://" not in to and to[0] not in "/~"
+    ]
+    if going:
+        print(
+            f"{', '.join(going)} is relative, so it lies in the job's own folder and goes with it; give s3://BUCKET/FOLDER, or "
+            "the full path of a folder that all nodes share",
+            file=sys.stderr,
+        )
+    return parcel
 
 
 def _parsed(words: list[str]) -> tuple[list[str], dict[str, Any]]:

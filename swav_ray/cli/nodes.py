@@ -18,7 +18,7 @@ def drain(
     node_id: Annotated[str, typer.Option(metavar="ID", help="where several nodes run on one machine")] = "",
 ) -> None:
     """Tell Ray that this node is about to leave: runs save a checkpoint and go on without it."""
-    from swav_ray.train.notice import CLOUDS, this_node, wait_for_notice
+    from swav_ray.train.notice import CLOUDS, pass_on, this_node, wait_for_notice
     from swav_ray.train.notice import drain as tell
 
     if on_notice and on_notice not in CLOUDS:
@@ -29,7 +29,9 @@ def drain(
     if on_notice:
         print(f"node {node}: waiting for a notice of {on_notice}", flush=True)
         seconds = wait_for_notice(on_notice)
-    tell(address, node, seconds, f"a notice of {on_notice}" if on_notice else "swav-ray drain")
+        pass_on(address, node, seconds, f"a notice of {on_notice}")
+    else:
+        tell(address, node, seconds, "swav-ray drain")
     print(f"node {node} leaves in {seconds:.0f} s", flush=True)
     if not on_notice:
         time.sleep(seconds)  # a pod ends as soon as its preStop hook returns

@@ -38,8 +38,11 @@ def check_data(nodes: Nodes, uri: str, config: Config | None) -> list[Check]:
         if files.mend:
             return [manifest, files]
         return [manifest, files, *_rows(shards, config), *check_fit(shards.num_rows, config)]
-    except (UserError, OSError) as error:
+    except UserError as error:
         return [manifest, failure("data files", str(error), AGAIN)]
+    except Exception as error:  # such as botocore's: the nodes read it, this process does not
+        who = "this process the nodes' keys or role" if Storage(uri).is_s3 else "this user the right to read it"
+        return [manifest, failure("data files", f"{uri}: cannot be read from here: {on_store.short(error)}", f"give {who}")]
 
 
 def check_manifest(nodes: Nodes, uri: str) -> Check:

@@ -14,6 +14,8 @@ from swav_ray.doctor import clocks, data, gpus, machine, network, on_node, room,
 from swav_ray.doctor.check import Check, State, by_node, failure, skipped
 from swav_ray.doctor.nodes import HERE, Cluster, Here, Nodes, answered, unanswered
 from swav_ray.doctor.sizes import Sizes, sizes_of
+from swav_ray.errors import UserError
+from swav_ray.train.trackers import check_installed
 
 Tell = Callable[[str], None]
 
@@ -56,7 +58,7 @@ def examine_machine(asked: Questions, tell: Tell) -> Report:
         checks.append(room.check_disks(facts, dict.fromkeys(facts, folder)))
     checks += _addresses(Here(), asked, facts, tell)
     config, sizes = asked.config, _sizes(asked.config, checks)
-    count = len(here["gpus"]["devices"]) if here else 0
+    count = gpus.visible(len(here["gpus"]["devices"])) if here else 0
     if asked.elastic and here:
         checks.append(workers.check_machine_workers(asked.elastic, here["cpus"], count))
     if config and here:
@@ -82,7 +84,7 @@ def turned_away(address: str) -> Report | None:
     try:
         GcsClient(address=address)
     except AuthenticationError:
-        source = on_node.facts([], [])["token"]["source"]
+        source = on_node.token()["source"]
         found = f"the cluster refuses {f'the token in {source}' if source else 'this machine, which has no token'}"
         mend = (
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or ~/.ray/auth_token) to what `ray get-auth-token` says on the head"
@@ -177,7 +179,20 @@ def _addresses(nodes: Nodes, asked: Questions, facts: Mapping[str, Any], tell: T
     elif asked.data:
         tell(f"shards in {asked.data}")
         checks += data.check_data(nodes, asked.data, asked.config)
+    if asked.config:
+        checks += _refused(asked.config, asked.data)
     return checks
+
+
+def _refused(config: Config, shards: str | None) -> Iterable[Check]:
+    """For what a run of the configuration is refused at once."""
+    if not shards:
+        yield failure("data", "data.train is not set", "--set data.train=FOLDER, of shards made by `swav-ray shard`")
+    try:
+        check_installed(config)
+    except UserError as error:
+        found, _, mend = str(error).removeprefix("trackers: ").partition("; ")
+        yield failure("trackers", found, mend)
 
 
 def _sizes(config: Config | None, checks: list[Check]) -> Sizes | None:
@@ -191,14 +206,14 @@ def _sizes(config: Config | None, checks: list[Check]) -> Sizes | None:
         checks += [skipped(name, why) for name in ("checkpoints", "memory")]
         return None
     folder = absolute_uri(config.storage)
-    free = None if Storage(folder).is_s3 else (on_node.facts([], [folder])["disks"][folder] or {}).get("free")
+    free = None if Storage(folder).is_s3 else (on_node.room(folder) or {}).get("free")
     checks.append(room.check_checkpoint_room(config, sizes, free, config.storage))
     return sizes
 
 
 def _skip_unasked(checks: list[Check], asked: Questions) -> None:
     for name, given, option in (
-        ("data", asked.data, "--data URI or --config CONFIG"),
+        ("data", asked.data or asked.config, "--data URI or --config CONFIG"),
         ("storage", asked.storage, "--storage URI or --config CONFIG"),
         ("workers", asked.elastic, "--workers MIN:MAX or --config CONFIG"),
         ("memory", asked.config, "--config CONFIG"),

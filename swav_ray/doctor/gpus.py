@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ def check_gpus(nodes: Mapping[str, Mapping[str, Any]], offered: Mapping[str, flo
         found = {node: text for node, facts in nodes.items() if (text := problem(facts["gpus"]))}
         if found:
             return failure("gpus", by_node(found), mend)
+    odd = {node: f"nvidia-smi says: {text}" for node, facts in nodes.items() if (text := facts["gpus"].get("odd"))}
+    if odd:
+        return warning("gpus", by_node(odd), "see what `nvidia-smi` says there; training goes on with the GPUs it lists")
     counts = {node: len(facts["gpus"]["devices"]) for node, facts in nodes.items()}
     if offered is not None:
         hidden = {
@@ -48,6 +52,14 @@ def check_gpus(nodes: Mapping[str, Mapping[str, Any]], offered: Mapping[str, flo
     if len(drivers) > 1:
         return warning("gpus", f"driver versions differ: {', '.join(sorted(drivers))}", "use one driver on all nodes")
     return ok("gpus", by_node(found))
+
+
+def visible(count: int) -> int:
+    """How many of so many GPUs this process, and an embedded Ray, may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return count
+    return 0 if named in ("", "-1", "NoDevFiles") else min(count, len(named.split(",")))
 
 
 def _driver(gpus: Mapping[str, Any]) -> str:

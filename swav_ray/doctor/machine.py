@@ -11,10 +11,12 @@ FEW_FILES, TOO_FEW_FILES = 8_192, 1_024  # Ray's own advice, and what connection
 RAISED_FILES = 65_536  # to which a process that starts an embedded Ray raises its limit, if it may
 STOP_SECONDS = 30  # to finish a step and save
 WORKER_PORTS = range(10_002, 20_000)  # of Ray's worker processes
-SMALL_SHARE = 0.3  # of memory, which Ray gives its object store
+# Ray's object store by itself: this share of memory, but no more than /dev/shm holds or, where that is less, so many bytes.
+STORE_SHARE, STORE_BYTES = 0.3, 10e9
+SMALL_BYTES = 2e9  # of /dev/shm on a cluster, whose nodes may have been given a smaller store
 MENDS = {
     "files": "raise it before `ray start`: `ulimit -n 65536` (Docker: --ulimit nofile=65536:65536)",
-    "shared": "give it room: Docker --shm-size=8g, in Kubernetes an emptyDir of medium Memory on /dev/shm",
+    "shared": "give it room: Docker --shm-size=10g, in Kubernetes an emptyDir of medium Memory on /dev/shm",
 }
 Facts = Mapping[str, Mapping[str, Any]]  # by node
 
@@ -29,7 +31,7 @@ def check_machines(nodes: Facts, head: str | None) -> list[Check]:
         check_bytecode(nodes),
         check_threads(nodes),
         check_open_files(nodes, clustered=head is not None),
-        check_shared_memory(nodes),
+        check_shared_memory(nodes, clustered=head is not None),
         _short_lived_ports(nodes),
         check_stop(nodes, head),
         check_token(nodes, clustered=head is not None),
@@ -73,14 +75,14 @@ def check_open_files(nodes: Facts, *, clustered: bool) -> Check:
     return ok("open files", f"at least {min(limits.values())}")
 
 
-def check_shared_memory(nodes: Facts) -> Check:
+def check_shared_memory(nodes: Facts, *, clustered: bool) -> Check:
     """Enough of it for the object store that Ray would make by default; what one holds is `object store`."""
     small = {}
     for node, facts in nodes.items():
         room = facts["shared_memory"]
         if room is None:
             small[node] = "no /dev/shm"
-        elif room["total"] < min(SMALL_SHARE * facts["memory"], 2e9):
+        elif room["total"] < min(STORE_SHARE * facts["memory"], SMALL_BYTES if clustered else STORE_BYTES):
             where = " in this container" if facts["container"] else ""
             small[node] = f"/dev/shm holds {size(room['total'])}{where}, so Ray keeps its object store on disk"
     if small:

@@ -10,7 +10,9 @@ from swav_ray.doctor import on_node
 from swav_ray.doctor.check import Check, by_node, failure, listed, ok
 from swav_ray.doctor.nodes import Cluster, answered, unanswered
 
-CONNECT_SECONDS, EACH_SECONDS = 5.0, 0.1  # for nodes to find each other and sum, and more for each; usually milliseconds
+# For nodes to find each other and sum, usually milliseconds: all at first, when a name server that is not there costs seconds
+# once (training bears them too); then pairs; and more for each node.
+FIRST_SECONDS, CONNECT_SECONDS, EACH_SECONDS = 15.0, 5.0, 0.1
 GRACE_SECONDS = 15.0  # beyond it for the answer to come
 LOAD_SECONDS = 120.0  # for torch to be imported
 MOST_PAIRED = 16  # nodes of which every pair is tried; beyond, each with the first only
@@ -38,14 +40,14 @@ def all_reduce(cluster: Cluster, names: Sequence[str], backend: str = "gloo") ->
     loaded = cluster.ask_each(dict.fromkeys(names, (on_node.load_torch,)), seconds=LOAD_SECONDS)
     if silent := unanswered(loaded):
         return Reached(backend, len(names), errors={node: f"torch does not load: {text}" for node, text in silent.items()})
-    took, errors = _among(cluster, [names], backend)
+    took, errors = _among(cluster, [names], backend, FIRST_SECONDS)
     if not errors:
         return Reached(backend, len(names), max(took, default=0.0))
     if not all(_of_others(text) for text in errors.values()):
         return Reached(backend, len(names), errors=errors)  # they say themselves what is wrong
     pairs: dict[tuple[str, str], str] = {}
     rounds = _rounds(names) if len(names) <= MOST_PAIRED else [[(names[0], other)] for other in names[1:]]
-    for round_ in rounds if len(names) > 2 else [[(names[0], names[1])]]:
+    for round_ in rounds:
         _, wrong = _among(cluster, round_, backend)
         for pair in round_:
             if any(node in wrong for node in pair):
@@ -71,11 +73,13 @@ def check_network(reached: Reached) -> Check:
     return failure(name, found, MENDS[name])
 
 
-def _among(cluster: Cluster, groups: Sequence[Sequence[str]], backend: str) -> tuple[list[float], dict[str, str]]:
+def _among(
+    cluster: Cluster, groups: Sequence[Sequence[str]], backend: str, connect: float = CONNECT_SECONDS
+) -> tuple[list[float], dict[str, str]]:
     """Seconds of all, and the errors of those that had one, of groups that run side by side."""
     firsts = {group[0]: (on_node.free_address, cluster.about[group[0]].address) for group in groups}
     places = cluster.ask_each(firsts)
-    limit = CONNECT_SECONDS + EACH_SECONDS * max(map(len, groups))
+    limit = connect + EACH_SECONDS * max(map(len, groups))
     calls = {
         node: (on_node.all_reduce, rank, len(group), places[group[0]], backend, limit)
         for group in groups

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swav_ray.doctor import on_node, on_store
+from swav_ray.train import network
 from swav_ray.train.cluster import Node
 
 HERE = "this machine"
@@ -164,7 +165,7 @@ def hand() -> Any:
     import ray
     import ray.cloudpickle
 
-    for module in (on_node, on_store):
+    for module in (on_node, on_store, network):
         ray.cloudpickle.register_pickle_by_value(module)
 
     @ray.remote(max_restarts=0)

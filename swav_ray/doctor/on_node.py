@@ -1,5 +1,6 @@
 """What runs on every node. It is sent there as code, so it must work where swav-ray is missing or another version:
-the standard library alone at the top, plain values as answers, and of the environment only the names listed here.
+the standard library alone at the top (and what needs no more and goes along), plain values as answers, and of the
+environment only the names listed here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from swav_ray.train.network import talk_over
 
 # Whose values are told; none of them is a secret.
 TOLD = (
@@ -48,19 +51,18 @@ def facts(packages: list[str], folders: list[str]) -> dict[str, Any]:
         folders: whose room on disk is wanted; those that are not there stand for the nearest folder above that is.
     """
     return {
-        "host": socket.gethostname(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "cpus": _cpus(),
         "memory": _memory(),
         "environment": {name: os.environ[name] for name in TOLD if os.environ.get(name)},
-        "token": _token(),
+        "token": token(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
-        "shared_memory": _room("/dev/shm"),
+        "shared_memory": room("/dev/shm") if Path("/dev/shm").is_dir() else None,
         "container": any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
         or "KUBERNETES_SERVICE_HOST" in os.environ,
         "short_lived_ports": _short_lived_ports(),
-        "disks": {folder: _room(folder) for folder in folders},
+        "disks": {folder: room(folder) for folder in folders},
         "gpus": _gpus(),
     }
 
@@ -95,9 +97,11 @@ def all_reduce(rank: int, size: int, address: str, backend: str, seconds: float)
     """Sum ones over all ranks, as training does; seconds that it took once all were connected."""
     import datetime
 
+    import ray
     import torch
     import torch.distributed as dist
 
+    talk_over(ray.util.get_node_ip_address())
     limit = datetime.timedelta(seconds=seconds)
     try:
         dist.init_process_group(backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=limit)
@@ -138,7 +142,7 @@ def _memory() -> int:
     return total
 
 
-def _token() -> dict[str, Any]:
+def token() -> dict[str, Any]:
     """Where Ray would find its authentication token, in the order Ray looks; never the token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return {"source": "RAY_AUTH_TOKEN"}
@@ -152,15 +156,16 @@ def _token() -> dict[str, Any]:
     return {"source": source, "open_to_others": bool(mode & (stat.S_IRGRP | stat.S_IROTH))}
 
 
-def _room(folder: str) -> dict[str, int] | None:
+def room(folder: str) -> dict[str, int] | None:
+    """Bytes of the disk on which a folder lies, or would if it were made; None where that is not known."""
     path = Path(folder)
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  Path's raises where one may not enter
         path = path.parent
     try:
         usage = shutil.disk_usage(path)
     except OSError:
         return None
-    return {"total": usage.total, "free": usage.free} if path != path.parent or folder == "/" else None
+    return {"total": usage.total, "free": usage.free}
 
 
 def _short_lived_ports() -> list[int]:
@@ -171,8 +176,9 @@ def _short_lived_ports() -> list[int]:
 
 
 def _gpus() -> dict[str, Any]:
-    """Of the driver: `devices`; of torch, asked only where there are any: `usable` and `cuda`, or `problem`."""
-    found: dict[str, Any] = {"devices": []}
+    """Of the driver: `devices` (memory 0: the machine's own), and `odd`, what else it said; of torch, asked only where there
+    are any: `usable` and `cuda`, or `problem`."""
+    found: dict[str, Any] = {"devices": [], "odd": ""}
     try:
         query = ["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
         said = subprocess.run(query, capture_output=True, text=True, timeout=SUBPROCESS_SECONDS)
@@ -186,8 +192,15 @@ def _gpus() -> dict[str, Any]:
             return found
         return found | {"driver_problem": f"nvidia-smi: {lines[0][:200] if lines else f'exit code {said.returncode}'}"}
     for line in said.stdout.strip().splitlines():
-        name, driver, memory = (part.strip() for part in line.rsplit(",", 2))
-        found["devices"].append({"name": name, "driver": driver, "memory": int(float(memory)) * 2**20})
+        try:
+            name, driver, memory = (part.strip() for part in line.rsplit(",", 2))
+            mebibytes = 0 if memory == "[N/A]" else int(float(memory))  # as of GPUs that share the machine's
+        except ValueError:
+            found["odd"] = line[:200]
+            continue
+        found["devices"].append({"name": name, "driver": driver, "memory": mebibytes * 2**20})
+    if not found["devices"]:
+        return found | {"driver_problem": f"nvidia-smi: {found['odd']}"} if found["odd"] else found
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     try:
         said = subprocess.run(

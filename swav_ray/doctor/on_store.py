@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def rights(uri: str, token: str, name: str) -> dict[str, Any]:
         try:
             answer = call()
         except Exception as error:
-            found["errors"][what] = _short(error)
+            found["errors"][what] = short(error)
             return None
         found["seconds"][what] = time.monotonic() - started
         return answer
@@ -53,7 +54,7 @@ def rights(uri: str, token: str, name: str) -> dict[str, Any]:
         if "delete" in found["errors"]:
             found["left"] = f"{folder.uri}/{name}"
     else:
-        step("list", lambda: fs.ls(Storage(uri).path(""), detail=False, refresh=True))
+        step("list", lambda: _listed(fs, Storage(uri).path("")))
     return found
 
 
@@ -67,7 +68,7 @@ def leave(uri: str, token: str) -> str:
             Path(folder.root).mkdir(parents=True)
         folder.fs.pipe_file(folder.path("asker"), b"asker")
     except Exception as error:
-        return _short(error)
+        return short(error)
     return ""
 
 
@@ -78,7 +79,8 @@ def missing_folders(uri: str) -> list[str]:
     folder = Storage(uri)
     if folder.is_s3:
         return []
-    return [str(place) for place in (Path(folder.root), *Path(folder.root).parents) if not place.exists()]
+    places = map(str, (Path(folder.root), *Path(folder.root).parents))
+    return [place for place in places if not os.path.exists(place)]  # noqa: PTH110  Path's raises where one may not enter
 
 
 def remove(uri: str, token: str, folders: list[str]) -> None:
@@ -105,8 +107,16 @@ def readable(uri: str, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {"missing": True}
     except Exception as error:
-        return {"error": _short(error)}
+        return {"error": short(error)}
     return {"seconds": time.monotonic() - started, "bytes": len(content)}
+
+
+def _listed(fs: Any, path: str) -> list[Any]:
+    """What is below a folder: nothing where it is not there."""
+    try:
+        return list(fs.ls(path, detail=False, refresh=True))
+    except FileNotFoundError:
+        return []
 
 
 def _credentials() -> str:
@@ -117,6 +127,7 @@ def _credentials() -> str:
     return str(found.method) if found is not None else ""
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error's kind and what it says, cut."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,6 +8,7 @@ from typing import Any
 from swav_ray.config import Config
 from swav_ray.doctor.check import Check, by_node, failure, ok, size, skipped, warning
 from swav_ray.doctor.sizes import CONTEXT_BYTES, PROCESS_BYTES, Sizes
+from swav_ray.doctor.workers import ends
 from swav_ray.train.fit import LEAST
 
 FULL = 0.95  # of a disk: Ray takes no more work there (local_fs_capacity_threshold)
@@ -71,7 +72,7 @@ def check_object_store(nodes: Facts, stores: Mapping[str, float], config: Config
         if node in nodes and nodes[node]["shared_memory"] and amount > nodes[node]["shared_memory"]["total"]
     }
     if beyond:
-        mend = "give /dev/shm room (Docker: --shm-size=8g) and start Ray anew: its store lies on disk now, and is slow"
+        mend = "give /dev/shm room (Docker: --shm-size=10g) and start Ray anew: its store lies on disk now, and is slow"
         return warning("object store", by_node(beyond), mend)
     total = sum(stores.values())
     if config is None or sizes is None or config.data.crop_in == "worker":
@@ -92,22 +93,22 @@ def check_memory(config: Config, sizes: Sizes, nodes: Facts, per_node: Mapping[s
         gpus: of a worker; 0: it trains on CPUs.
     """
     name = "memory"
-    batch = config.batch_on(config.elastic.min)
+    workers, _ = ends(config.elastic)
+    batch = config.batch_on(workers)
     block = config.data.block_rows
-    share = min(batch, -(-batch // (block * config.elastic.min)) * block)
+    share = min(batch, -(-batch // (block * workers)) * block)
     cap = config.elastic.max_rows_per_device
     if cap == "auto":  # on a GPU the run tries down to the least
         cap = LEAST if gpus else 0
     rows = min(share, cap or share)
     need = sizes.device(rows)
-    workers = config.elastic.min
     said = (
         f"about {size(need)} for {rows} rows x {config.num_crops} crops of {config.backbone.arch} on each of "
         f"{workers} worker{'s' if workers > 1 else ''} (an estimate: weights, gradients, optimiser, kept activations + 25 %)"
     )
     if gpus:
         rooms = {
-            node: min(device["memory"] for device in facts["gpus"]["devices"]) - CONTEXT_BYTES
+            node: min(device["memory"] or facts["memory"] for device in facts["gpus"]["devices"]) - CONTEXT_BYTES
             for node, facts in nodes.items()
             if facts["gpus"]["devices"]
         }

@@ -62,6 +62,11 @@ def check_store(uri: str, problem: str, answers: Mapping[str, Any]) -> list[Chec
         left = sorted(answer["left"] for answer in found.values() if answer["left"])
         remains = f"; left behind, for it cannot be deleted: {', '.join(left[:3])}" if left else ""
         return [*checks, failure("storage", f"{uri}: {by_node(errors)}{remains}", _mend(uri, is_s3, steps, found))]
+    if problem:
+        mend = "give this process the nodes' keys or role: it writes runs too"
+        return [*checks, failure("storage", f"{uri}: the nodes write there, this process cannot: {problem}", mend)]
+    if unseen:
+        return [*checks, failure("storage", by_node(unseen), "set AWS_ENDPOINT_URL to the same address here and on every node")]
     slowest = {step: max(answer["seconds"][step] for answer in found.values()) for step in STEPS}
     shown = ", ".join(f"{step} {seconds * 1e3:.3g} ms" for step, seconds in slowest.items())
     if max(slowest.values()) > SLOW_SECONDS:

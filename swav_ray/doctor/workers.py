@@ -10,6 +10,7 @@ from swav_ray.config_sections import Elastic
 from swav_ray.doctor.check import Check, by_node, failure, listed, ok, warning
 from swav_ray.doctor.nodes import About
 from swav_ray.train.cluster import Node
+from swav_ray.train.resize import fitting_size
 
 
 def places(about: Mapping[str, About], resources: Mapping[str, float]) -> dict[str, int]:
@@ -26,6 +27,16 @@ def later(groups: Mapping[str, tuple[Mapping[str, float], int]], resources: Mapp
     return int(min(total, 1e9))
 
 
+def ends(elastic: Elastic) -> tuple[int, int]:
+    """The fewest and the most workers the run may have, of those that `elastic.sizes` allows."""
+    return next(size for size in range(elastic.max + 1) if fitting_size(size, elastic)), fitting_size(elastic.max, elastic)
+
+
+def _asked(elastic: Elastic) -> str:
+    asked = f"--workers {elastic.min}:{elastic.max}" if elastic.min < elastic.max else f"--workers {elastic.min}"
+    return f"{asked} in elastic.sizes {list(elastic.sizes)}" if elastic.sizes else asked
+
+
 def check_workers(
     elastic: Elastic,
     resources: Mapping[str, float],
@@ -33,14 +44,14 @@ def check_workers(
     groups: Mapping[str, tuple[Mapping[str, float], int]],
 ) -> Check:
     """Whether the run can start, and whether it can grow to its largest size."""
-    low, high = elastic.min, elastic.max
-    asked = f"--workers {low}:{high}" if low < high else f"--workers {low}"
+    (low, high), asked = ends(elastic), _asked(elastic)
     here = places(about, resources)
     now = sum(here.values())
     most = max(now, later(groups, resources))
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
     can = f"the cluster has places for {now} (of {each} each)" + (f", the autoscaler up to {most}" if groups else "")
-    mend = f"ask for {'1:' if most > 1 else ''}{most}" if most else f"add nodes that have {each} free"
+    fewer = "change elastic.sizes" if elastic.sizes else f"ask for {'1:' if most > 1 else ''}{most}"
+    mend = fewer if most else f"add nodes that have {each} free"
     if most < low:
         lacking = _lacking(about, resources)
         return failure("workers", f"{asked}: {can}{lacking}", f"{mend}, or add nodes, or lower what a worker takes (elastic.*)")
@@ -64,12 +75,14 @@ def _lacking(about: Mapping[str, About], resources: Mapping[str, float]) -> str:
 
 def check_machine_workers(elastic: Elastic, cpus: float, gpus: int) -> Check:
     """The same without a cluster, where an embedded Ray shares out this machine."""
-    asked = f"--workers {elastic.min}:{elastic.max}" if elastic.min < elastic.max else f"--workers {elastic.min}"
+    (low, high), asked = ends(elastic), _asked(elastic)
     each = elastic.gpus_per_worker
-    if each and elastic.min * each > gpus:
+    if each is None:  # as a run decides it
+        each = float(gpus >= elastic.min)
+    if each and low * each > gpus:
         return failure(
             "workers",
-            f"{asked} with {each:g} GPUs each, this machine has {gpus}",
+            f"{asked} with {each:g} GPUs each, this process sees {gpus}",
             f"ask for {max(1, int(gpus / each))} workers" if gpus >= each else "--set elastic.gpus_per_worker=0",
         )
     if elastic.resources or elastic.accelerator_type:
@@ -77,7 +90,14 @@ def check_machine_workers(elastic: Elastic, cpus: float, gpus: int) -> Check:
         return failure(
             "workers", f"a worker needs {wanted}, which an embedded Ray does not have", "connect to a cluster: RAY_ADDRESS"
         )
-    if elastic.max * elastic.cpus_per_worker > cpus:
+    if each and high * each > gpus:
+        most = int(gpus / each + 1e-9)
+        return warning(
+            "workers",
+            f"{asked} with {each:g} GPUs each, this process sees {gpus}, so the run never grows to {high}",
+            f"ask for {f'1:{most}' if most > 1 else most}, or connect to a cluster (RAY_ADDRESS)",
+        )
+    if high * elastic.cpus_per_worker > cpus:
         fitting = max(1, int(cpus / elastic.cpus_per_worker))
         return warning(
             "workers",

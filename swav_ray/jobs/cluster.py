@@ -70,6 +70,7 @@ class Cluster:
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
+        import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -77,7 +78,7 @@ class Cluster:
             yield
         except AuthenticationError:
             raise UserError(f"--address {self.shown}: it wants a token, and not the one given here; {TOKEN_HELP}") from None
-        except (ConnectionError, requests.RequestException):
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError):  # the last of the output's web socket
             raise InfraError(f"--address {self.shown}: the cluster does not answer any more") from None
         except (RuntimeError, ValueError) as error:
             lines = without_credentials(str(error)).strip().splitlines() or [type(error).__name__]

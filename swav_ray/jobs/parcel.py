@@ -7,6 +7,7 @@ git ignores, or which lie elsewhere, come along.
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from swav_ray.yaml_files import dump, read_mapping
 FOLDER = ".swav-ray"  # of our files in the job's folder; no user has one
 PLACES = ("storage", "data.train", "data.test")
 SIZE_LIMIT_MB = 500  # Ray's own, of what is sent
+WITH_KEYS = re.compile(r"(s3)://[^/\s]*[:@]|(\w+)://[^/\s]*@")  # an address that holds a user, a key or a password
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,41 @@ def pack_sweep(kind: str, file: Path, overrides: dict[str, Any], **changes: Any)
         storage = str(space.look({}, "storage"))
         given["storage"] = absolute_uri(storage)
         local |= {} if "://" in given["storage"] else {"storage": given["storage"]}
-    path = f"{FOLDER}/space.yaml"
+    path = f"{FOLDER}/sweep/space.yaml"  # not beside the recipe, which may be called so
     files[path] = dump(values).encode()
     folder = (Storage(given["storage"]) / space.name).uri
     return Parcel(["tune", kind, path], files, space.name, folder, local)
 
 
 def pack_words(arguments: list[str]) -> Parcel:
-    """Any other command as it stands, but for paths that exist here."""
-    there = [
-        str(Path(word).absolute()) if "/" in word and "://" not in word and Path(word).exists() else word for word in arguments
-    ]
-    return Parcel(there)
+    """Any other command as it stands, but for paths that exist here: YAML files come along, others are made absolute.
+
+    Raises:
+        UserError: an address holds a key, which whoever sees the cluster's jobs could read.
+    """
+    for word in arguments:
+        if found := WITH_KEYS.search(word):
+            raise UserError(
+                f"submit: {arguments[0]}: {found[1] or found[2]}://*** holds a key or password, which whoever sees the "
+                "cluster's jobs could read; leave it out: the nodes take theirs from the environment or their role"
+            )
+    words: list[str] = []
+    files: dict[str, bytes] = {}
+    local: dict[str, str] = {}
+    for number, word in enumerate(arguments):
+        if word.endswith((".yaml", ".yml")) and _is_there(word):
+            values = read_mapping(Path(word))[0]
+            local |= _settle(values)
+            word = f"{FOLDER}/{number}-{Path(word).name}"
+            files[word] = dump(values).encode()
+        elif "/" in word and "://" not in word and _is_there(word):
+            word = str(Path(word).absolute())
+        words.append(word)
+    return Parcel(words, files, local=local)
+
+
+def _is_there(word: str) -> bool:
+    return os.path.exists(word)  # noqa: PTH110  Path's raises where one may not enter
 
 
 def write_zip(parcel: Parcel, folder: str | None, target: Path) -> Path:

@@ -17,7 +17,7 @@ _plain: Callable[..., logging.LogRecord] | None = None
 def logging_options() -> dict[str, Any]:
     """Of `ray.init`: quiet, or what `SWAV_RAY_LOGS` asks for."""
     wanted = os.environ.get(LOGS, "")
-    options: dict[str, Any] = {"log_to_driver": bool(wanted), "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": wanted not in ("", "0"), "logging_level": logging.ERROR}
     if wanted.lower() == "json":
         import ray
 

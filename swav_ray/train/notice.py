@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 import requests
 
-from swav_ray.errors import UserError
+from swav_ray.errors import InfraError, UserError, without_credentials
+from swav_ray.train.session import TOKEN_HELP
 
 LOOK_SECONDS = 1.0  # between looks at the cloud's metadata
 ANSWER_SECONDS = 5.0  # for the metadata service, which is on the machine itself
@@ -21,37 +25,81 @@ CLOUDS = ("aws", "gcp")
 
 
 def drain(address: str, node_id: str, seconds: float, message: str) -> None:
-    """Tell the Ray cluster at ``address`` that a node will be preempted in so many seconds, as a cloud's agent does."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    """Tell the Ray cluster at ``address`` that a node will be preempted in so many seconds, as a cloud's agent does.
+
+    Raises:
+        UserError: the cluster refuses, or wants another token; InfraError: it does not answer.
+    """
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
     deadline_ms = int((time.time() + seconds) * 1000)
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = GcsClient(address=address).drain_node(node_id, reason, message, deadline_ms)
+    with _control_store(address) as store:
+        accepted, why = store.drain_node(node_id, reason, message, deadline_ms)
     if not accepted:
-        raise RuntimeError(f"node {node_id} refuses to drain: {why}")
+        raise UserError(f"node {node_id} refuses to drain: {why}")
+
+
+def pass_on(address: str, node_id: str, seconds: float, message: str) -> None:
+    """:func:`drain`, each second again while the cluster does not answer and the node is not gone."""
+    gone = time.monotonic() + seconds
+    while True:
+        left = max(0.0, gone - time.monotonic())
+        try:
+            return drain(address, node_id, left, message)
+        except InfraError:
+            if not left:
+                raise
+        time.sleep(LOOK_SECONDS)
 
 
 def this_node(node_id: str = "") -> tuple[str, str]:
     """The address of the cluster this machine belongs to, and its node there (``node_id``, if given).
 
     Raises:
-        UserError: no cluster, or several nodes of it on this machine.
+        UserError: no cluster, no such node, or several nodes of it on this machine; InfraError: it does not answer.
     """
     from ray._private.services import canonicalize_bootstrap_address, get_node_ip_address
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # RAY_ADDRESS, or what `ray start` wrote down
+    try:
+        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # RAY_ADDRESS, or what `ray start` wrote down
+    except ValueError:
+        given = without_credentials(os.environ.get("RAY_ADDRESS", ""))
+        raise UserError(f"RAY_ADDRESS = {given}: give HOST:6379, or auto on a node of the cluster") from None
+    except ConnectionError:  # of `auto`
+        address = None
     if address is None:
         raise UserError("no Ray node was started on this machine; start one with `ray start`, or set RAY_ADDRESS")
+    with _control_store(address) as store:
+        nodes = store.get_all_node_info(timeout=ANSWER_SECONDS).items()
+    living = {identity.hex(): node.node_manager_address for identity, node in nodes if node.state == node.ALIVE}
+    here = get_node_ip_address(address)
+    mine = [identity for identity, host in living.items() if host == here]
+    if node_id and node_id not in living:
+        raise UserError(
+            f"--node-id {node_id}: the Ray cluster at {address} has no such living node; on {here}: {', '.join(mine) or 'none'}"
+        )
     if node_id:
         return address, node_id
-    here = get_node_ip_address(address)
-    nodes = GcsClient(address=address).get_all_node_info(timeout=ANSWER_SECONDS).items()
-    mine = [node_id.hex() for node_id, node in nodes if node.state == node.ALIVE and node.node_manager_address == here]
     if len(mine) != 1:
         raise UserError(f"the Ray cluster at {address} has {len(mine)} living nodes on {here}; choose with --node-id")
     return address, mine[0]
+
+
+@contextmanager
+def _control_store(address: str) -> Iterator[Any]:
+    """A client of a cluster's control store, whose errors are one line."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        yield GcsClient(address=address)
+    except AuthenticationError:
+        raise UserError(f"the Ray cluster at {address} wants another token than the one given here; {TOKEN_HELP}") from None
+    except RayError as error:
+        raise InfraError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:200]}") from None
+    except ValueError:
+        raise UserError(f"RAY_ADDRESS = {address}: give HOST:6379, or auto on a node of the cluster") from None
 
 
 def wait_for_notice(cloud: str) -> float:

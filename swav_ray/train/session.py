@@ -45,7 +45,8 @@ def connect(*, cpus: float | None = None) -> None:
         cpus: logical CPUs an embedded Ray must offer at least; more than the machine has is fine, workers then share.
 
     Raises:
-        UserError: RAY_ADDRESS is set and no cluster answers there, or none that accepts our token.
+        UserError: RAY_ADDRESS is set and is no address, no cluster answers there, or none that takes this process: its token,
+            its versions, or this machine.
     """
     # Without byte code every Ray worker would compile torch anew on import (RAY_FACTS 5).
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -73,10 +74,21 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     # A job's environment came with it, and its cluster's nodes have their own.
     carried = {} if in_job() else carried_environment()
     environment: dict[str, Any] = {"runtime_env": {"env_vars": carried}} if carried else {}
+    shown = f"RAY_ADDRESS = {without_credentials(address)}"
     try:
         ray.init(**quiet, **environment)
-    except (ConnectionError, AuthenticationError):  # Ray does not always tell these apart
+    except (ConnectionError, AuthenticationError) as error:  # Ray does not always tell these apart
+        if "No node info found" in str(error.__cause__):
+            raise UserError(
+                f"{shown}: the cluster answers, but no node of it runs on this machine; run this on a node, or "
+                "`swav-ray submit --address http://HEAD:8265 -- COMMAND`"
+            ) from None
         raise UserError(
-            f"RAY_ADDRESS = {address}: no Ray cluster answers there (unset it to run here), or it wants another token than "
+            f"{shown}: no Ray cluster answers there (unset it to run here), or it wants another token than "
             f"the one given here; {TOKEN_HELP}"
         ) from None
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(without_credentials(str(error)).split())[:300]
+        other = reason.startswith("Version mismatch")
+        mend = "use the same Python and Ray as the cluster" if other else "give HOST:6379, or auto on a node of the cluster"
+        raise UserError(f"{shown}: {reason}; {mend}") from None

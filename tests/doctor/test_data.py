@@ -129,3 +129,32 @@ def test_shards_on_s3(shards: str, s3: str) -> None:
             place.put(path, path.name)
     assert {state for state, _, _ in states(place.uri).values()} == {State.OK}
     place.delete("")
+
+
+def test_shards_that_only_the_nodes_may_read(shards: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3fs import S3FileSystem
+
+    from swav_ray.data.storage import Storage
+
+    place = Storage(f"{s3}/doctor-data-of-nodes")
+    for path in Path(shards).iterdir():
+        if path.is_file():
+            place.put(path, path.name)
+
+    class WithKeys(Here):
+        """A node with a role, whose asker has none."""
+
+        def ask_each(self, *args: Any, **more: Any) -> Any:
+            answers = super().ask_each(*args, **more)
+            S3FileSystem.clear_instance_cache()  # which hold the keys they have found
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                monkeypatch.delenv(name)
+            return answers
+
+    found = {check.name: check for check in check_data(WithKeys(), place.uri, None)}
+    monkeypatch.undo()
+    S3FileSystem.clear_instance_cache()
+    place.delete("")
+    assert found["data"].state is State.OK
+    assert found["data files"].state is State.FAILURE and "cannot be read from here: NoCredentials" in found["data files"].found
+    assert "this process the nodes' keys or role" in found["data files"].mend

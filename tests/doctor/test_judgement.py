@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ray._private import utils as ray_utils
 
 from swav_ray.config import load_config
 from swav_ray.config_sections import Elastic
@@ -93,11 +94,23 @@ def facts(**more: Any) -> dict[str, Any]:
 
 def test_small_shared_memory_of_a_container() -> None:
     small = {"total": 64 * 2**20, "free": 64 * 2**20}
-    check = machine.check_shared_memory({"a": facts(), "b": facts(shared_memory=small, container=True)})
+    nodes = {"a": facts(), "b": facts(shared_memory=small, container=True)}
+    check = machine.check_shared_memory(nodes, clustered=True)
     assert check.state is State.WARNING and check.found.startswith("b: /dev/shm holds 67.1 MB in this container")
     assert "--shm-size" in check.mend
     store = room.check_object_store({"b": facts(shared_memory=small)}, {"b": 10.0 * GB}, None, None)
     assert store.state is State.WARNING and "--shm-size" in store.mend
+
+
+@pytest.mark.parametrize("held", [2 * GB, 8 * GB, 10 * 2**30, 32 * GB])
+def test_shared_memory_that_holds_less_than_ray_takes_by_itself(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    """Ray then puts its object store on disk; what a cluster's nodes really took is `object store`."""
+    monkeypatch.setattr(ray_utils, "get_shared_memory_bytes", lambda: held)
+    on_disk = ray_utils.resolve_object_store_memory(64 * GB) > held
+    node = {"a": facts(memory=64 * GB, shared_memory={"total": held, "free": held})}
+    alone = machine.check_shared_memory(node, clustered=False)
+    assert (alone.state is State.WARNING) == on_disk == (held < 10 * GB)
+    assert machine.check_shared_memory(node, clustered=True).state is State.OK
 
 
 def test_ports() -> None:
@@ -153,6 +166,30 @@ def test_workers() -> None:
     assert workers.check_workers(asked, {"CPU": 1}, nodes, endless).state is State.OK
 
 
+def test_only_allowed_counts_of_workers_count() -> None:
+    """With places for 3, and 4 the fewest that `elastic.sizes` allows, a run waits for ever."""
+    asked = Elastic(min=1, max=8, sizes=(2, 4, 8))
+    nodes = {"a": about("a", head=True), "b": about("b", taken={"CPU": 1.0})}
+    few = workers.check_workers(asked.model_copy(update={"sizes": (4, 8)}), {"CPU": 1}, nodes, {})
+    assert few.state is State.FAILURE and "--workers 1:8 in elastic.sizes [4, 8]" in few.found
+    assert few.mend.startswith("change elastic.sizes, or add nodes")
+    enough = workers.check_workers(asked.model_copy(update={"max": 3}), {"CPU": 1}, nodes, {})
+    assert enough.state is State.OK  # of 2
+    fours = asked.model_copy(update={"sizes": (4,), "gpus_per_worker": 1.0})
+    assert workers.check_machine_workers(fours, 64, 3).state is State.FAILURE
+    assert workers.check_machine_workers(fours, 64, 4).state is State.OK
+    config = load_config("imagenet-200ep-bs256", {"elastic.min": 1, "elastic.max": 8, "elastic.sizes": [4, 8]})
+    assert "64 rows x 8 crops" in room.check_memory(config, sizes_of(config), {"a": facts()}, {"a": 8}, 0.0).found
+
+
+def test_a_machine_with_fewer_gpus_than_the_run_may_grow_to() -> None:
+    check = workers.check_machine_workers(Elastic(min=1, max=8, gpus_per_worker=1), 64, 2)
+    assert check.state is State.WARNING and "never grows to 8" in check.found and "ask for 1:2" in check.mend
+    assert workers.check_machine_workers(Elastic(min=1, max=8), 64, 2) == check  # one each where there are any
+    assert workers.check_machine_workers(Elastic(min=1, max=8, gpus_per_worker=0.25), 64, 2).state is State.OK
+    assert workers.check_machine_workers(Elastic(min=1, max=8), 64, 0).state is State.OK
+
+
 def test_a_head_on_spot() -> None:
     assert workers.check_spot({"a": about("a", head=True), "b": about("b", spot=True)}).state is State.OK
     check = workers.check_spot({"a": about("a", head=True, spot=True)})
@@ -170,6 +207,8 @@ def test_memory_of_gpus() -> None:
     assert room.check_memory(capped, sizes, small, {"a": 1}, 1.0).state is State.OK
     found = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "elastic.max_rows_per_device": "auto"})
     assert room.check_memory(found, sizes, small, {"a": 1}, 1.0).state is State.OK
+    shared = {"a": facts(**with_gpus(device(memory=0)))}  # with the machine
+    assert room.check_memory(config, sizes, shared, {"a": 1}, 1.0).state is State.OK
     mixed = load_config("imagenet-200ep-bs256", {"elastic.max": 8, "precision": "bf16-mixed"})
     assert 0.6 * sizes.row_bytes < sizes_of(mixed).row_bytes < 0.75 * sizes.row_bytes
     assert sizes_of(mixed).checkpoint == sizes.checkpoint

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from swav_ray.cli.app import app
+from swav_ray.doctor import on_node
+from swav_ray.doctor.check import State
+from swav_ray.doctor.gpus import check_gpus, visible
 from tests.commands import Ended, run_command
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret-key-of-the-test", "RAY_AUTH_TOKEN": "token-of-the-test-0123456789abcdef"}
@@ -60,6 +63,22 @@ def test_what_is_not_asked_is_skipped_and_says_how_to_ask(monkeypatch: pytest.Mo
     assert ended.out.splitlines()[-1].startswith("this machine: ") and "0 failures" in ended.out.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "settings", "name", "words", "mend"),
+    [
+        ("imagenet-200ep", [], "data", "data.train is not set", "--set data.train=FOLDER"),
+        ("demo-digits", ["--set", "trackers=[wandb]"], "trackers", "wandb is not installed", "pip install 'swav-ray[wandb]'"),
+    ],
+)
+def test_what_a_run_is_refused_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, recipe: str, settings: list[str], name: str, words: str, mend: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]  # as Python sees what is not there
+    ended = run_command(monkeypatch, capsys, "doctor", "--config", recipe, *settings, "--json")
+    found = checks_of(ended)[name]
+    assert ended.code == 1 and found["state"] == "failure" and words in found["found"] and mend in found["mend"]
+
+
 def test_environment_faults(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "512")
@@ -83,15 +102,20 @@ def test_few_open_files() -> None:
     assert "512 open files" in found["found"] and "ulimit -n 65536" in found["mend"]
 
 
+def says(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Put an `nvidia-smi` of that shell script first."""
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
 def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("torch can use one here")
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA A10G, 470.57.02, 23028'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    says(monkeypatch, tmp_path, "echo 'NVIDIA A10G, 470.57.02, 23028'")
     ended = run_command(monkeypatch, capsys, "doctor", "--json")
     found = checks_of(ended)["gpus"]
     assert ended.code == 1 and found["state"] == "failure"
@@ -99,14 +123,48 @@ def test_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch, capsys: An
 
 
 def test_a_driver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'\nexit 9\n"
+    says(
+        monkeypatch,
+        tmp_path,
+        "echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9",
     )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     found = checks_of(run_command(monkeypatch, capsys, "doctor", "--json"))["gpus"]
     assert found["state"] == "failure" and "could not communicate" in found["found"] and "--gpus all" in found["mend"]
+
+
+def test_a_driver_that_says_more_than_it_is_asked(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    """And a GPU without memory of its own: everything else is still found."""
+    says(monkeypatch, tmp_path, "echo 'NVIDIA GB10, 580.1, [N/A]'; echo 'WARNING: infoROM is corrupted'")
+    here = on_node.facts([], [])
+    assert here["python"] and here["gpus"]["devices"] == [{"name": "NVIDIA GB10", "driver": "580.1", "memory": 0}]
+    usable = {"a": here | {"gpus": here["gpus"] | {"usable": 1, "cuda": "13.0"}}}
+    check = check_gpus(usable)
+    assert check.state is State.WARNING and "nvidia-smi says: WARNING: infoROM is corrupted" in check.found
+    says(monkeypatch, tmp_path, "echo 'WARNING: infoROM is corrupted'")
+    found = checks_of(run_command(monkeypatch, capsys, "doctor", "--json"))
+    assert found["python"]["state"] == "ok" and found["gpus"]["state"] == "failure" and "infoROM" in found["gpus"]["found"]
+
+
+def test_the_driver_is_asked_once(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    says(monkeypatch, tmp_path, f"echo asked >> {tmp_path}/calls; echo 'NVIDIA A10G, 570.1, 23028'")
+    run_command(monkeypatch, capsys, "doctor", "--config", "demo-digits", "--storage", str(tmp_path), "--json")
+    assert (tmp_path / "calls").read_text() == "asked\n"
+
+
+@pytest.mark.parametrize(("named", "count"), [("0,5", 2), ("", 0), ("-1", 0), ("0,1,2,3,4,5,6,7,8", 8), (None, 8)])
+def test_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch, named: str | None, count: int) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible(8) == count
+
+
+def test_gpus_that_are_hidden_do_not_count(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    says(monkeypatch, tmp_path, "for i in 1 2 3 4 5 6 7 8; do echo 'NVIDIA A10G, 570.1, 23028'; done")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    each = ("--config", "demo-digits", "--set", "elastic.gpus_per_worker=1", "--set", "elastic.cpus_per_worker=0.01")
+    found = checks_of(run_command(monkeypatch, capsys, "doctor", *each, "--workers", "4", "--json"))["workers"]
+    assert found["state"] == "failure" and "this process sees 1" in found["found"]
 
 
 def test_a_disk_too_small_for_the_checkpoints(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_right_that_is_missing(s3: str, s3_proxy: Proxy, request_: str, step: 
     finally:
         s3_proxy.restore()
     assert found.state is State.FAILURE
-    assert f"cannot {step}" in found.found and right in found.mend
+    assert f"cannot {step}" in found.found and found.mend.startswith(f"allow {right} on it")
     if step == "delete":
         new = Storage(s3).find().keys() - before.keys()
         left = [f"s3://{Storage(s3).root}/{name}" for name in new]
@@ -52,6 +52,23 @@ def test_a_right_that_is_missing(s3: str, s3_proxy: Proxy, request_: str, step: 
         for name in new:
             Storage(s3).delete(name)
     assert Storage(s3).find() == before
+
+
+def test_nodes_that_may_write_and_an_asker_that_may_not(s3: str, s3_proxy: Proxy) -> None:
+    s3_proxy.answer(b"PUT ", DENIED)  # the first, which is the asker's
+    try:
+        found = asked(f"{s3}/doctor")["storage"]
+    finally:
+        s3_proxy.restore()
+    assert found.state is State.FAILURE and "this process cannot: PermissionError" in found.found
+    assert "give this process the nodes' keys or role" in found.mend
+
+
+def test_a_node_that_asks_another_store(s3: str) -> None:
+    """One that has a bucket of that name too."""
+    nowhere = ask_rights(Here(), f"{s3}/elsewhere")[1]["this machine"] | {"seen": False}
+    found = check_store(f"{s3}/doctor", "", {"a": nowhere})[-1]
+    assert found.state is State.FAILURE and found.found.startswith("a: does not see s3://") and "AWS_ENDPOINT_URL" in found.mend
 
 
 def test_no_bucket(s3: str) -> None:
@@ -78,3 +95,8 @@ def test_a_local_place_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     found = asked(str(tmp_path / "runs"))["storage"]
     assert found.state is State.FAILURE and "cannot be written" in found.found and "--storage" in found.mend
+
+
+def test_a_folder_that_may_not_be_entered(closed: Path) -> None:
+    found = asked(str(closed / "runs"))["storage"]
+    assert found.state is State.FAILURE and "cannot be written: PermissionError" in found.found

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from benchmarks.head import Head
 from swav_ray.data.storage import Storage
 from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.metrics import read_metrics
+from tests.outage import Proxy, reply
 from tests.train.small import ROWS, small_config
 
 SECONDS = 180.0  # patience for anything that is waited for
@@ -102,6 +104,18 @@ def test_a_mistake_on_the_cluster_is_the_commands_own_end(head, laptop, s3):
     assert last.startswith(f"swav-ray: {s3}/none: no manifest.json there, so no finished shards")
 
 
+def test_a_job_whose_output_cannot_be_had_goes_on(head, laptop, s3):
+    """As behind a proxy that knows no web sockets."""
+    place = urlsplit(head.dashboard)
+    proxy = Proxy((place.hostname, place.port))
+    proxy.answer(b"GET /api/jobs/report/logs/tail", reply(403))
+    ended = run(laptop, head, *SUBMIT, "--address", proxy.url, "--", "report", f"{s3}/none")
+    proxy.cut()
+    line = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended
+    assert f"--address {proxy.url}: the cluster does not answer any more; job report may go on" in line
+
+
 @pytest.mark.parametrize("token", ["", "0" * 64])
 def test_without_its_token_the_cluster_says_no(head, laptop, s3, token):
     file = laptop / "token"
@@ -128,6 +142,15 @@ def test_a_driver_without_the_token_is_told_so(head, laptop, s3, shards):
     command = (sys.executable, "-m", "swav_ray", "pretrain", "driver.yaml")
     ended = run(laptop, head, *command, RAY_ADDRESS=head.address, RAY_AUTH_TOKEN_PATH=str(file))
     assert ended.returncode == 2 and "it wants another token than" in ended.stderr.strip().splitlines()[-1], ended.stderr
+
+
+def test_a_notice_without_the_token_is_told_so(head, laptop):
+    file = laptop / "token"
+    file.write_text("0" * 64)
+    command = (sys.executable, "-m", "swav_ray", "drain")
+    ended = run(laptop, head, *command, RAY_ADDRESS=head.address, RAY_AUTH_TOKEN_PATH=str(file))
+    line = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2 and f"the Ray cluster at {head.address} wants another token" in line, ended.stderr
 
 
 @pytest.mark.slow

@@ -62,6 +62,9 @@ S3 = ("--storage", "s3://bucket/runs")
         (["pretrain", "demo-digit", *S3], "no recipe 'demo-digit' (did you mean 'demo-digits'?)"),
         (["pretrain", "demo-digits", *S3, "--set", "temprature=1"], "did you mean 'temperature'?"),
         (["pretrain", "demo-digits", "--storage", "s3://AKIAPLANTED:hunter2/x@bucket/runs"], "must hold no key or password"),
+        (["knn", "s3://AKIAPLANTED:hunter2@bucket/run"], "knn: s3://*** holds a key or password"),
+        (["bench", "demo-digits", "--set", "data.train=s3://k:hunter2@b/x"], "bench: s3://*** holds a key or password"),
+        (["share", "runs/mine", "--to", "https://me:hunter2@send.example"], "share: https://*** holds a key or password"),
         (["tune", "none.yaml"], "none.yaml: no such file"),
         (["tune", "run", "none.yaml", "--dry-run", "3"], "--dry-run needs no cluster"),
         (["pretrain", "demo-digits", *S3], "no cluster; give the address of its dashboard, --address http://HEAD:8265"),
@@ -89,3 +92,21 @@ def test_nobody_there_and_somebody_else(call: Callable[..., Ended], server) -> N
     assert "--address http://127.0.0.1:9: nobody answers there" in said(nobody)
     # What the environment says is second to what the command line says.
     assert "http://127.0.0.1:9" in said(nobody)
+
+
+@pytest.mark.parametrize(
+    ("words", "going"),
+    [
+        (["shard", "s3://b/src", "shards/train"], "shards/train is relative"),
+        (["export", "s3://b/run", "out"], "out is relative"),
+        (["probe", "s3://b/run", "--protocol", "linear", "--out", "learnt"], "learnt is relative"),
+        (["export", "s3://b/run", "s3://b/out"], ""),
+        (["export", "s3://b/run", "/shared/out"], ""),
+        (["knn", "s3://b/run"], ""),
+    ],
+)
+def test_what_would_go_with_the_jobs_folder_is_told(call: Callable[..., Ended], words: list[str], going: str) -> None:
+    ended = call("submit", "--address", "http://127.0.0.1:9", "--", *words)
+    *told, last = ended.err.splitlines()
+    assert ended.code == 2 and "nobody answers there" in last
+    assert len(told) == bool(going) and all(line.startswith(going) and "goes with it" in line for line in told)

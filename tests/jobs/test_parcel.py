@@ -68,6 +68,15 @@ def test_a_sweep_travels_with_its_recipe_and_the_command_line(here: Path, tmp_pa
     assert space.config({}, trial=False).storage == "s3://bucket/runs"
 
 
+def test_a_recipe_from_elsewhere_may_be_called_as_the_space_is(here: Path, tmp_path_factory) -> None:
+    recipe = tmp_path_factory.mktemp("elsewhere") / "space.yaml"
+    (here / "recipe.yaml").rename(recipe)
+    (here / "space.yaml").write_text(yaml.safe_dump(SPACE | {"recipe": str(recipe)}))
+    parcel = pack_sweep("run", Path("space.yaml"), {})
+    space = yaml.safe_load(parcel.files[parcel.arguments[2]])
+    assert space["recipe"] == ".swav-ray/space.yaml" and "data" in yaml.safe_load(parcel.files[space["recipe"]])
+
+
 def test_a_sweep_without_a_place_says_where_it_will_be(here: Path) -> None:
     (here / "space.yaml").write_text(yaml.safe_dump(SPACE | {"recipe": "demo-digits"}))
     assert pack_sweep("run", Path("space.yaml"), {}).local == {"storage": str(here / "runs")}
@@ -95,6 +104,25 @@ def test_other_commands_travel_as_they_are_with_full_paths(here: Path) -> None:
     (here / "runs" / "mine").mkdir(parents=True)
     words = ["probe", "runs/mine", "--test", "s3://bucket/test", "--protocol", "linear", "runs/none"]
     assert pack_words(words).arguments == ["probe", str(here / "runs/mine"), *words[2:]]
+
+
+def test_yaml_files_of_any_command_come_along_with_absolute_addresses(here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "recipe.yaml").write_text("epochs: 1\n")
+    parcel = pack_words(["bench", "recipe.yaml", "--set", "epochs=3", "mine/recipe.yaml", "none.yaml"])
+    first, second = parcel.files
+    assert parcel.arguments == ["bench", first, "--set", "epochs=3", second, "none.yaml"]
+    assert all(path.startswith(".swav-ray/") and path.endswith("recipe.yaml") for path in parcel.files)
+    assert yaml.safe_load(parcel.files[first])["data"]["train"] == str(here / "shards/train")
+    assert yaml.safe_load(parcel.files[second]) == {"epochs": 1}
+    assert parcel.local == {"data.train": str(here / "shards/train")}
+    (here / "recipe.yaml").write_text("data: {train: 's3://AKIAPLANTED:hunter2@bucket/x'}")
+    with pytest.raises(UserError, match="must hold no key or password"):
+        pack_words(["bench", "recipe.yaml"])
+
+
+def test_a_path_that_may_not_be_entered_travels_as_it_is(closed: Path) -> None:
+    assert pack_words(["probe", f"{closed}/mine"]).arguments == ["probe", f"{closed}/mine"]
 
 
 def test_the_folder_brings_code_but_not_what_git_ignores_and_ours_come_whatever_it_says(here: Path, tmp_path_factory) -> None:

@@ -37,7 +37,9 @@ def test_a_record_names_run_rank_and_step(caplog) -> None:
     }
 
 
-@pytest.mark.parametrize(("wanted", "shown", "encoding"), [("", False, None), ("1", True, None), ("json", True, "JSON")])
+@pytest.mark.parametrize(
+    ("wanted", "shown", "encoding"), [("", False, None), ("0", False, None), ("1", True, None), ("json", True, "JSON")]
+)
 def test_what_is_asked_for(monkeypatch, wanted: str, shown: bool, encoding: str | None) -> None:
     monkeypatch.setenv("SWAV_RAY_LOGS", wanted)
     options = logs.logging_options()

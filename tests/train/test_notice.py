@@ -1,8 +1,13 @@
-"""A spot node hears from its cloud: metadata services on loopback. What Ray then hears: `test_elastic.py`."""
+"""A spot node hears from its cloud: metadata services on loopback. Telling Ray: a cluster that is not there, another's node, a
+control store that is away. What Ray then does: `test_elastic.py`."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -10,10 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
+from benchmarks.cluster import LocalCluster
 from swav_ray.errors import UserError
 from swav_ray.train import notice
 from tests.commands import run_command
+from tests.outage import Proxy
 
 TOKEN = "a-token-of-the-metadata-service"
 
@@ -117,3 +125,68 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     done = run_command(monkeypatch, capsys, "drain", *options)
     assert done.code == 2 and says in done.err and len(done.err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(1) as nodes:
+        yield nodes
+
+
+def typed(address: str, *options: str) -> tuple[int, str]:
+    """`swav-ray drain` in a process that does not wait half a minute for a cluster to answer."""
+    given = {"RAY_ADDRESS": address, "RAY_py_gcs_connect_timeout_s": "1"}
+    command = [sys.executable, "-m", "swav_ray", "drain", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | given)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1:9", "no Ray cluster answers at "),
+        ("head", "RAY_ADDRESS = head: give HOST:6379"),
+        ("ray://127.0.0.1:10001", "RAY_ADDRESS = ray://127.0.0.1:10001: give HOST:6379"),
+    ],
+)
+def test_a_cluster_that_is_not_there(address: str, says: str) -> None:
+    code, line = typed(address)
+    assert code == 2 and line.startswith(f"swav-ray: {says}")
+
+
+def test_another_clusters_node(cluster: LocalCluster) -> None:
+    code, line = typed(cluster.address, "--node-id", "typo")
+    assert code == 2 and "--node-id typo: " in line and "has no such living node" in line
+    assert cluster.nodes[0].node_id in line and cluster._cluster.head_node.node_id in line
+
+
+def test_a_notice_waits_for_a_control_store_that_is_away(cluster: LocalCluster) -> None:
+    host, port = cluster.address.split(":")
+    proxy = Proxy((host, int(port)))
+    proxy.cut()
+    call = f"pass_on('127.0.0.1:{proxy.port}', '{cluster.nodes[0].node_id}', 60, 'of the test')"
+    code = f"from swav_ray.train.notice import pass_on; {call}"
+    given = {"RAY_py_gcs_connect_timeout_s": "1"}
+    teller = subprocess.Popen([sys.executable, "-c", code], env=os.environ | given, stderr=subprocess.PIPE, text=True)
+    time.sleep(8)  # some tries of a second, after the import of Ray
+    assert teller.poll() is None
+    proxy.restore()
+    assert teller.wait(60) == 0, teller.communicate()[1]
+    proxy.cut()
+    control = GcsClient(address=cluster.address)
+    deadline = time.monotonic() + 60
+    while True:  # idle, it goes at once
+        row = {key.hex(): info for key, info in control.get_all_node_info().items()}[cluster.nodes[0].node_id]
+        if row.state == row.DEAD:
+            break
+        assert time.monotonic() < deadline, "the node did not hear of it"
+        time.sleep(0.1)
+    assert "of the test" in row.death_info.reason_message
+
+
+def test_a_notice_that_nobody_hears_ends_with_the_node() -> None:
+    code = "from swav_ray.train.notice import pass_on; pass_on('127.0.0.1:9', 'a', 3, '')"
+    given = {"RAY_py_gcs_connect_timeout_s": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ | given)
+    assert "InfraError: no Ray cluster answers at 127.0.0.1:9" in done.stderr
