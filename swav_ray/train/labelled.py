@@ -27,6 +27,21 @@ WINDOW_ROWS = 4096  # shuffled together where it does not
 TASK_ROWS = 32  # that one thread crops at a time
 
 
+def check_classes(train: Shards, test: Shards) -> None:
+    """Refuse two data sets in which one number means two classes. One may lack the other's last classes.
+
+    Raises:
+        UserError: which number, and how to mend it.
+    """
+    pairs = zip(train.manifest.classes, test.manifest.classes, strict=False)
+    for number, (learnt, scored) in enumerate(pairs):
+        if learnt != scored:
+            raise UserError(
+                f"{test.folder.uri}: not the classes of {train.folder.uri} (number {number} is {scored!r}, there {learnt!r}); "
+                "make both with the same --classes FILE"
+            )
+
+
 class Row(NamedTuple):
     """One image of the shards."""
 

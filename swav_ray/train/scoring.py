@@ -8,9 +8,11 @@ import torch
 from pydantic import ValidationError
 
 from swav_ray.config import Config
+from swav_ray.data.shards import Shards
 from swav_ray.errors import UserError
 from swav_ray.evaluate import Score, knn_grid, linear_probe
 from swav_ray.train.backbones import Loaded, View, load
+from swav_ray.train.labelled import check_classes
 from swav_ray.train.probe import features_of, load_images, pixel_features
 
 SVM_ROWS = 10_000  # its cost grows with the square
@@ -46,6 +48,7 @@ def score_run(
     loaded = load(uri)
     config, backbone = scored_on(uri, loaded, train, test, size), loaded.backbone
     place = config.data.test
+    check_classes(Shards(config.data.train), Shards(place))
     most = QUICK_ROWS if quick else (None, None)
     shown, held = load_images(config, config.data.train, most[0]), load_images(config, place, most[1])
     for name, data in ((config.data.train, shown), (place, held)):
@@ -105,6 +108,7 @@ def scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, siz
 
 def probe_on_test(config: Config, backbone: torch.nn.Module) -> Score:
     """The linear probe of a backbone on the test data, its classifier from all labelled training images."""
+    check_classes(Shards(config.data.train), Shards(config.data.test))
     train, held = load_images(config, config.data.train), load_images(config, config.data.test)
     device = next(backbone.parameters()).device
     features = [features_of(config, backbone, data.images, device) for data in (train, held)]

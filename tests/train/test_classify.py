@@ -146,7 +146,7 @@ def test_mistakes(learnt: str, untrained: str, digits: Digits, tmp_path: Path) -
 def test_class_names_must_agree(untrained: str, digits: Digits) -> None:
     train, test = LabelledRows(digits.train, most_rows=100), LabelledRows(digits.test, most_rows=100)
     test.shards.manifest.classes = list("abcdefghij")
-    with pytest.raises(UserError, match=r"not the classes of .*; make both with the same --classes FILE"):
+    with pytest.raises(UserError, match=r"not the classes of .* \(number 0 is 'a', there '0'\); make both with the same"):
         Classification(load(untrained).backbone, VIEW, load_protocol("linear"), train, test)
     train.labels[:] = 4
     test.shards.manifest.classes = []

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from swav_ray import load_backbone
+from swav_ray.data.chunks import Listed, Source
+from swav_ray.data.sharding import write_shards
+from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
+from swav_ray.evaluate.protocol import load_protocol
 from swav_ray.export import export
-from swav_ray.train.scoring import _svm, score_run
+from swav_ray.swav.resnet import resnet
+from swav_ray.train.backbones import View, load
+from swav_ray.train.classify import Classification
+from swav_ray.train.labelled import LabelledRows
+from swav_ray.train.scoring import _svm, probe_on_test, score_run
+from tests.data.pictures import encode, picture
 from tests.train.small import small_config, small_shards, train_here
 
 
@@ -17,6 +26,45 @@ def run(tmp_path_factory) -> str:
     place = tmp_path_factory.mktemp("scored")
     train_here(small_config(small_shards(str(place / "shards")), str(place), "run", precision="float32"))
     return str(place / "run")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "untrained.pth"
+    torch.save(resnet("resnet10", base_width=4, stem="small").state_dict(), file)
+    return str(file)
+
+
+def write_pictures(place, classes: str, rows: int = 30) -> str:
+    """Shards of small pictures; a class for each letter, numbered as they stand there."""
+    names = list(classes)
+    sources = [
+        Source(f"{row:05d}", row % len(names), lambda row=row: encode(picture(16, 16, row % 50), quality=90))
+        for row in range(rows)
+    ]
+    write_shards([Listed(sources)], names, Storage(str(place)))
+    return str(place)
+
+
+def test_one_number_is_one_class_in_both_sets(weights, tmp_path):
+    """A set may lack the last classes; one that lacks another would be scored by labels that mean something else."""
+    sets = {classes: write_pictures(tmp_path / classes, classes) for classes in ("abc", "ab", "bc")}
+    protocol = load_protocol("linear", {"epochs": 1, "batch_size": 16})
+
+    def classify(train: str, test: str) -> None:
+        rows = LabelledRows(train), LabelledRows(test)
+        list(Classification(load(weights).backbone, View(size=16, resize=16), protocol, *rows).run())
+
+    for score in (
+        lambda train, test: list(score_run(weights, "knn", test, train=train, size=16)),
+        lambda train, test: probe_on_test(View(size=16, resize=16).config(train, test), load(weights).backbone),
+        classify,
+    ):
+        score(sets["abc"], sets["ab"])
+        score(sets["ab"], sets["abc"])
+        with pytest.raises(UserError, match=r"bc: not the classes of .*abc \(number 0 is 'b', there 'a'\); make both with"):
+            score(sets["abc"], sets["bc"])
 
 
 def test_a_probe_stands_beside_its_baselines(run):
