@@ -82,7 +82,7 @@ class Classification:
         self.optimizer = self.model.optimizer(protocol)
         self.history: list[Epoch] = []
         self._held: tuple[list[Tensor], Tensor] | None = None  # features of the test rows, where the trunk is frozen
-        self.outcome = Outcome(out, self._about()) if out is not None else None
+        self.outcome = Outcome(out, self._about(), self._files()) if out is not None else None
         if self.outcome is not None:
             self._resume(self.outcome)
 
@@ -135,6 +135,10 @@ class Classification:
             "rows": rows,
             "weights": digest_of(self.model.backbone),
         }
+
+    def _files(self) -> tuple[str, ...]:
+        """Of the weights it leaves."""
+        return (HEAD,) if self.model.trunk_is_frozen else (HEAD, TRUNK)
 
     def _resume(self, outcome: Outcome) -> None:
         state, self.history = outcome.found(Epoch)

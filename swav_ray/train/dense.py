@@ -65,7 +65,7 @@ class DenseTraining:
         self.model = network(backbone.float(), len(self.classes), protocol, view).to(self.device)
         self.optimizer = optimizer_of(self.model, protocol)
         self.history: list[Round] = []
-        self.outcome = Outcome(out, about) if out is not None else None
+        self.outcome = Outcome(out, about, (MODEL,)) if out is not None else None
         if self.outcome is not None:
             state, self.history = self.outcome.found(Round)
             if state is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -25,13 +25,14 @@ class Outcome:
 
     Args:
         about: which training this is, as plain values; nothing else may go on from its state.
+        files: names of the weights it will write.
 
     Raises:
         UserError: the folder holds something else.
     """
 
-    def __init__(self, out: str, about: dict[str, Any]) -> None:
-        self.folder, self.about = Storage(out), json.loads(json.dumps(about))
+    def __init__(self, out: str, about: dict[str, Any], files: Sequence[str]) -> None:
+        self.folder, self.about, self.files = Storage(out), json.loads(json.dumps(about)), files
         if self.folder.exists("config.yaml"):
             raise UserError(f"--out {self.folder.uri}: is a run; give a folder of its own")
         self._checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=1)
@@ -48,6 +49,7 @@ class Outcome:
                 state, manifest = saved
                 about, rows = manifest["about"], manifest["epochs"]
             else:
+                self._refuse_foreign()
                 return None, []
             history = [kind(**row) for row in rows]
         except (ValueError, KeyError, TypeError):
@@ -55,6 +57,13 @@ class Outcome:
         if about != self.about:
             raise UserError(f"--out {uri}: holds a training of other weights, data or settings; name another folder")
         return state, history
+
+    def _refuse_foreign(self) -> None:
+        """Raise a UserError where a training that begins would write over what others left."""
+        there = [f"checkpoints/{name}" for name in self._checkpoints.foreign()]
+        there += [name for name in self.files if self.folder.exists(name)]
+        if there:
+            raise UserError(f"--out {self.folder.uri}: holds a {there[0]} that others left; give a folder of its own")
 
     def save(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """The state after as many epochs as there are rows of figures."""
@@ -67,7 +76,7 @@ class Outcome:
             self.folder.write(file, safetensors.torch.save(_plain(module), {"format": "pt", **notes}))
         results = {"about": self.about, **more, "epochs": rows, "version": __version__}
         self.folder.write(RESULTS, json.dumps(results, indent=1).encode())
-        self.folder.delete("checkpoints")
+        self._checkpoints.clear()
 
 
 def digest_of(module: nn.Module) -> str:

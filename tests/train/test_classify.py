@@ -14,6 +14,7 @@ from swav_ray import load_backbone
 from swav_ray.errors import UserError
 from swav_ray.evaluate.features import normalise
 from swav_ray.evaluate.protocol import Protocol, load_protocol
+from swav_ray.export import export
 from swav_ray.swav.resnet import resnet
 from swav_ray.train.backbones import View, load
 from swav_ray.train.classify import HEAD, TRUNK, Classification, Epoch
@@ -141,6 +142,24 @@ def test_mistakes(learnt: str, untrained: str, digits: Digits, tmp_path: Path) -
     ):
         with pytest.raises(UserError, match=said):
             list(run_protocol(untrained, protocol, digits.test, **{"train": digits.train, "size": 28, **changes}))
+
+
+def test_what_others_left_in_out_stays(untrained: str, digits: Digits, tmp_path: Path) -> None:
+    """Weights are not written over, and of `checkpoints/` nothing is removed that is not the training's own."""
+    protocol = load_protocol("semi-10", {**SMALL, "epochs": 2, "step_epochs": [1]})
+    export(untrained, str(tmp_path / "export"), "safetensors")
+    mine = tmp_path / "mine" / "checkpoints" / "step-best"
+    mine.mkdir(parents=True)
+    for folder, found in (("export", TRUNK), ("mine", "checkpoints/step-best")):
+        with pytest.raises(UserError, match=f"--out .*{folder}: holds a {found} that others left; give a folder of its own"):
+            trained(untrained, digits, protocol, str(tmp_path / folder), rows=100)
+    out = tmp_path / "out"
+    train, test = LabelledRows(digits.train, most_rows=100), LabelledRows(digits.test, most_rows=100)
+    running = Classification(load(untrained).backbone, VIEW, protocol, train, test, str(out)).run()
+    next(running)
+    (out / "checkpoints" / "step-best").mkdir()
+    assert len(list((out / "checkpoints").iterdir())) == 2 and list(running)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-best"]
 
 
 def test_class_names_must_agree(untrained: str, digits: Digits) -> None:
