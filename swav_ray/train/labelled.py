@@ -64,12 +64,13 @@ class LabelledRows:
     Args:
         share: of the labelled rows.
         most_rows: about so many rows at most, every class alike.
+        again: batches are made more than once, so that image files are kept where they fit.
 
     Raises:
         UserError: no shards there, no labels in them, or, of its batches, more unreadable pictures than `MOST_BAD`.
     """
 
-    def __init__(self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0) -> None:
+    def __init__(self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0, again: bool = True) -> None:
         self.uri, self.shards, self.seed = uri, Shards(uri), seed
         groups = list(self.shards.iter_groups(["id", "label"]))
         ids = [identifier for group in groups for identifier in group["id"].to_pylist()]
@@ -85,7 +86,7 @@ class LabelledRows:
         rows = [np.flatnonzero(chosen[start:end]) for start, end in itertools.pairwise(starts)]
         self._rows = {group: mine for group, mine in enumerate(rows) if len(mine)}  # of each row group, those that are in
         size = sum(int(file["bytes"]) for file in self.shards.manifest.files)
-        self._keeps = size * len(self) <= KEPT_BYTES * len(labels)
+        self._keeps = again and size * len(self) <= KEPT_BYTES * len(labels)
         self._kept: dict[int, list[Row]] = {}
         self.bad: set[str] = set()  # ids of pictures that could not be read
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 import torch
 
 from swav_ray import load_backbone
 from swav_ray.data.chunks import Listed, Source
 from swav_ray.data.sharding import write_shards
+from swav_ray.data.shards import Shards
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.evaluate.protocol import load_protocol
@@ -16,8 +19,10 @@ from swav_ray.swav.resnet import resnet
 from swav_ray.train.backbones import View, load
 from swav_ray.train.classify import Classification
 from swav_ray.train.labelled import LabelledRows
+from swav_ray.train import scoring
 from swav_ray.train.scoring import _svm, probe_on_test, score_run
 from tests.data.pictures import encode, picture
+from tests.doctor.spoilt import rewritten
 from tests.train.small import small_config, small_shards, train_here
 
 
@@ -65,6 +70,40 @@ def test_one_number_is_one_class_in_both_sets(weights, tmp_path):
         score(sets["ab"], sets["abc"])
         with pytest.raises(UserError, match=r"bc: not the classes of .*abc \(number 0 is 'b', there 'a'\); make both with"):
             score(sets["abc"], sets["bc"])
+
+
+def test_pictures_are_in_memory_a_batch_at_a_time(weights, tmp_path):
+    shards = write_pictures(tmp_path / "shards", "ab", 2000)
+    list(score_run(weights, "knn", shards, train=shards, size=48, quick=True))  # what is imported is no picture
+    tracemalloc.start()
+    list(score_run(weights, "knn", shards, train=shards, size=48))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2000 * 48 * 48 * 3
+
+
+def test_quick_reads_few_row_groups(weights, tmp_path, monkeypatch):
+    shards = write_pictures(tmp_path / "shards", "ab", 1000)
+    groups = []
+    read = Shards.read_group
+
+    def counted(self, group, columns):
+        groups.extend([group] if "jpeg" in columns else [])
+        return read(self, group, columns)
+
+    monkeypatch.setattr(Shards, "read_group", counted)
+    monkeypatch.setattr(scoring, "QUICK_ROWS", (4, 4))
+    lines = list(score_run(weights, "knn", shards, train=shards, size=16, quick=True))
+    assert "on 4 test images" in lines[0] and len(groups) <= 8
+    assert len(list(score_run(weights, "knn", shards, train=shards, size=16))) == 4 and len(groups) > 2 * 15
+
+
+def test_unreadable_pictures_are_counted(weights, tmp_path):
+    def spoil(rows):
+        rows[0]["jpeg"] = b"no picture"
+
+    shards = str(rewritten(write_pictures(tmp_path / "shards", "ab", 200), tmp_path / "spoilt", spoil))
+    assert list(score_run(weights, "knn", shards, train=shards, size=16))[-1] == "  2 unreadable images were left out"
 
 
 def test_a_probe_stands_beside_its_baselines(run):
