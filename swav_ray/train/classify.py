@@ -24,7 +24,7 @@ from swav_ray.evaluate.finetune import Classifier, scores_of, train_epoch
 from swav_ray.evaluate.linear_probe import Score, mean_per_class
 from swav_ray.evaluate.protocol import Protocol
 from swav_ray.train.backbones import VIEW, View
-from swav_ray.train.labelled import Labelled, LabelledRows, check_classes
+from swav_ray.train.labelled import Labelled, LabelledRows, check_pair
 from swav_ray.train.outcome import Outcome, digest_of
 
 TRUNK, HEAD = "model.safetensors", "head.safetensors"
@@ -73,9 +73,7 @@ class Classification:
         test: LabelledRows,
         out: str | None = None,
     ) -> None:
-        check_classes(train.shards, test.shards)
-        if len(set(train.labels.tolist())) < 2:
-            raise UserError(f"{train.uri}: a classifier needs images of at least two classes")
+        check_pair(train, test)
         self.view, self.protocol, self.train, self.test = view, protocol, train, test
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Classifier(backbone.float(), train.num_classes, protocol).to(self.device)

@@ -27,21 +27,6 @@ WINDOW_ROWS = 4096  # shuffled together where it does not
 TASK_ROWS = 32  # that one thread crops at a time
 
 
-def check_classes(train: Shards, test: Shards) -> None:
-    """Refuse two data sets in which one number means two classes. One may lack the other's last classes.
-
-    Raises:
-        UserError: which number, and how to mend it.
-    """
-    pairs = zip(train.manifest.classes, test.manifest.classes, strict=False)
-    for number, (learnt, scored) in enumerate(pairs):
-        if learnt != scored:
-            raise UserError(
-                f"{test.folder.uri}: not the classes of {train.folder.uri} (number {number} is {scored!r}, there {learnt!r}); "
-                "make both with the same --classes FILE"
-            )
-
-
 class Row(NamedTuple):
     """One image of the shards."""
 
@@ -174,3 +159,29 @@ class LabelledRows:
             labels = np.concatenate([made.labels for made, _ in parts])
             if len(labels):
                 yield Labelled(np.concatenate([made.images for made, _ in parts]), labels)
+
+
+def check_classes(train: Shards, test: Shards) -> None:
+    """Refuse two data sets in which one number means two classes. One may lack the other's last classes.
+
+    Raises:
+        UserError: which number, and how to mend it.
+    """
+    pairs = zip(train.manifest.classes, test.manifest.classes, strict=False)
+    for number, (learnt, scored) in enumerate(pairs):
+        if learnt != scored:
+            raise UserError(
+                f"{test.folder.uri}: not the classes of {train.folder.uri} (number {number} is {scored!r}, there {learnt!r}); "
+                "make both with the same --classes FILE"
+            )
+
+
+def check_pair(train: LabelledRows, test: LabelledRows) -> None:
+    """Refuse rows that no classifier could be learnt from, or be scored by.
+
+    Raises:
+        UserError: see :func:`check_classes`; or the training rows are of one class.
+    """
+    check_classes(train.shards, test.shards)
+    if len(set(train.labels.tolist())) < 2:
+        raise UserError(f"{train.uri}: a classifier needs images of at least two classes")

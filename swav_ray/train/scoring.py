@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from swav_ray.errors import UserError
 from swav_ray.evaluate import Score, knn_grid, linear_probe
 from swav_ray.train.backbones import Loaded, View, load
 from swav_ray.train.build import evaluation_sizes
-from swav_ray.train.labelled import LabelledRows, check_classes
+from swav_ray.train.labelled import LabelledRows, check_pair
 from swav_ray.train.probe import features_of, pixel_features, shrunk
 
 SVM_ROWS = 10_000  # its cost grows with the square
@@ -45,7 +46,7 @@ def score_run(
         quick: with about :data:`QUICK_ROWS` images only.
 
     Raises:
-        UserError: no data, no labels, or no such weights.
+        UserError: no data, no labels or those of one class, no such weights, or features that are not finite.
     """
     ks, temperatures = [k] if isinstance(k, int) else k, [temperature] if isinstance(temperature, float) else temperature
     loaded = load(uri)
@@ -53,7 +54,7 @@ def score_run(
     most = QUICK_ROWS if quick else (None, None)
     shown = LabelledRows(config.data.train, most_rows=most[0], again=False)
     held = LabelledRows(config.data.test, most_rows=most[1], again=False)
-    check_classes(shown.shards, held.shards)
+    check_pair(shown, held)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     modules = loaded.backbone.to(device), loaded.untrained().to(device)
@@ -63,12 +64,13 @@ def score_run(
 
     def lines(name: str, train_features: torch.Tensor, test_features: torch.Tensor) -> Iterator[str]:
         rows = train_features, labels, test_features, test_labels
-        if kind != "knn":
-            yield _line(name, linear_probe(*rows))
-            return
-        scores = knn_grid(*rows, ks=ks, temperatures=temperatures)
-        for (neighbours, heat), score in scores.items():
-            which = f"k {neighbours:<5} temperature {heat:<6g}" if len(scores) > 1 else ""
+        try:
+            scores: dict[Any, Score]
+            scores = knn_grid(*rows, ks=ks, temperatures=temperatures) if kind == "knn" else {None: linear_probe(*rows)}
+        except ValueError as error:  # features that are not finite
+            raise UserError(f"{uri}: {error}") from None
+        for at, score in scores.items():
+            which = f"k {at[0]:<5} temperature {at[1]:<6g}" if at and len(scores) > 1 else ""
             yield _line(name, score, which)
 
     what = f"weighted {'/'.join(map(str, ks))}-NN" if kind == "knn" else "linear probe"
@@ -125,10 +127,13 @@ def scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, siz
 def probe_on_test(config: Config, backbone: torch.nn.Module) -> Score:
     """The linear probe of a backbone on the test data, its classifier from all labelled training images."""
     train, held = (LabelledRows(uri, again=False) for uri in (config.data.train, config.data.test))
-    check_classes(train.shards, held.shards)
+    check_pair(train, held)
     kind = partial(features_of, config, backbone, device=next(backbone.parameters()).device)
     ((features,), labels), ((test_features,), test_labels) = (_embed(config, rows, [kind]) for rows in (train, held))
-    return linear_probe(features, labels, test_features, test_labels)
+    try:
+        return linear_probe(features, labels, test_features, test_labels)
+    except ValueError as error:
+        raise UserError(f"run {config.name!r}: {error}") from None
 
 
 def _svm(pixels: torch.Tensor, labels: torch.Tensor, test_pixels: torch.Tensor, test_labels: torch.Tensor) -> Score | None:

@@ -72,6 +72,23 @@ def test_one_number_is_one_class_in_both_sets(weights, tmp_path):
             score(sets["abc"], sets["bc"])
 
 
+def test_what_cannot_be_scored_is_one_line(weights, tmp_path):
+    sets = {classes: write_pictures(tmp_path / classes, classes) for classes in ("a", "ab")}
+    huge = {key: value.sign() * 3e38 if key == "conv1.weight" else value for key, value in torch.load(weights).items()}
+    torch.save(huge, tmp_path / "huge.pth")
+    for kind in ("probe", "knn"):
+        with pytest.raises(UserError, match=r"/a: a classifier needs images of at least two classes"):
+            list(score_run(weights, kind, sets["ab"], train=sets["a"], size=16))
+        with pytest.raises(UserError, match=r"huge\.pth: features must be finite; the backbone gives NaN"):
+            list(score_run(str(tmp_path / "huge.pth"), kind, sets["ab"], train=sets["ab"], size=16))
+    config = View(size=16, resize=16).config(sets["a"], sets["ab"])
+    with pytest.raises(UserError, match="at least two classes"):
+        probe_on_test(config, load(weights).backbone)
+    config = View(size=16, resize=16).config(sets["ab"], sets["ab"]).model_copy(update={"name": "mine"})
+    with pytest.raises(UserError, match="run 'mine': features must be finite"):
+        probe_on_test(config, load(str(tmp_path / "huge.pth")).backbone)
+
+
 def test_pictures_are_in_memory_a_batch_at_a_time(weights, tmp_path):
     shards = write_pictures(tmp_path / "shards", "ab", 2000)
     list(score_run(weights, "knn", shards, train=shards, size=48, quick=True))  # what is imported is no picture
