@@ -129,8 +129,7 @@ def shrunk(images: NDArray[np.uint8]) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, 16)
 
 
-def pixel_features(pixels: Tensor) -> Tensor:
-    """``(N, 3 * 16 * 16)`` of shrunk pictures; grey ones give one channel."""
-    if bool((pixels == pixels[:, :1]).all()):
-        pixels = pixels[:, :1]
-    return pixels.flatten(1)
+def pixel_features(*sets: Tensor) -> list[Tensor]:
+    """``(N, 3 * 16 * 16)`` of each set of shrunk pictures; one channel of it where all sets are grey."""
+    grey = all(bool((pixels == pixels[:, :1]).all()) for pixels in sets)
+    return [(pixels[:, :1] if grey else pixels).flatten(1) for pixels in sets]

@@ -79,7 +79,7 @@ def score_run(
         yield QUICK
     for name in ("this run" if loaded.run else "these weights", "untrained backbone"):
         yield from lines(name, features.pop(0), test_features.pop(0))
-    pixels, test_pixels = pixel_features(features[0]), pixel_features(test_features[0])
+    pixels, test_pixels = pixel_features(features.pop(), test_features.pop())
     yield from lines("raw 16x16 pixels", pixels, test_pixels)
     if kind == "probe" and len(pixels) <= SVM_ROWS:
         svm = _svm(pixels, labels, test_pixels, test_labels)

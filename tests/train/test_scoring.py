@@ -20,6 +20,7 @@ from swav_ray.train.backbones import View, load
 from swav_ray.train.classify import Classification
 from swav_ray.train.labelled import LabelledRows
 from swav_ray.train import scoring
+from swav_ray.train.probe import pixel_features, shrunk
 from swav_ray.train.scoring import _svm, probe_on_test, score_run
 from tests.data.pictures import encode, picture
 from tests.doctor.spoilt import rewritten
@@ -41,11 +42,11 @@ def weights(tmp_path_factory) -> str:
     return str(file)
 
 
-def write_pictures(place, classes: str, rows: int = 30) -> str:
+def write_pictures(place, classes: str, rows: int = 30, mode: str = "RGB") -> str:
     """Shards of small pictures; a class for each letter, numbered as they stand there."""
     names = list(classes)
     sources = [
-        Source(f"{row:05d}", row % len(names), lambda row=row: encode(picture(16, 16, row % 50), quality=90))
+        Source(f"{row:05d}", row % len(names), lambda row=row: encode(picture(16, 16, row % 50).convert(mode), quality=90))
         for row in range(rows)
     ]
     write_shards([Listed(sources)], names, Storage(str(place)))
@@ -87,6 +88,15 @@ def test_what_cannot_be_scored_is_one_line(weights, tmp_path):
     config = View(size=16, resize=16).config(sets["ab"], sets["ab"]).model_copy(update={"name": "mine"})
     with pytest.raises(UserError, match="run 'mine': features must be finite"):
         probe_on_test(config, load(str(tmp_path / "huge.pth")).backbone)
+
+
+def test_grey_pictures_beside_coloured_ones(weights, tmp_path):
+    """Raw pixels have as many columns in one set as in the other: one channel where both are grey."""
+    colour, grey = write_pictures(tmp_path / "colour", "ab"), write_pictures(tmp_path / "grey", "ab", mode="L")
+    for train, test in ((colour, grey), (grey, colour), (grey, grey)):
+        assert len(list(score_run(weights, "knn", test, train=train, size=16))) == 4
+    images = torch.randint(256, (2, 16, 16, 1), dtype=torch.uint8).expand(2, 16, 16, 3).numpy()
+    assert [len(part[0]) for part in pixel_features(shrunk(images), shrunk(images))] == [256, 256]
 
 
 def test_pictures_are_in_memory_a_batch_at_a_time(weights, tmp_path):
