@@ -126,7 +126,10 @@ class Classification:
 
     def _about(self) -> dict[str, Any]:
         """Which training this is."""
-        rows = [hashlib.sha256("\n".join(part.ids).encode()).hexdigest()[:16] for part in (self.train, self.test)]
+        rows = [
+            hashlib.sha256("\n".join(part.ids).encode() + part.labels.tobytes()).hexdigest()[:16]
+            for part in (self.train, self.test)
+        ]
         return {
             "protocol": self.protocol.model_dump(mode="json"),
             "view": self.view.model_dump(mode="json"),

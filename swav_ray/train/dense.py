@@ -187,5 +187,7 @@ def open_dense(out: str) -> tuple[nn.Module, list[str]]:
 def _digest(rows: DenseRows) -> str:
     digest = hashlib.sha256()
     for each in rows.examples:
-        digest.update(f"{each.id} {each.name} {each.map_name} ".encode() + each.boxes.tobytes() + each.labels.tobytes())
+        arrays = (each.boxes, each.labels, each.crowd)
+        digest.update(f"{each.id} {each.name} {each.map_name} {each.outlines} ".encode())
+        digest.update(b"".join(array.tobytes() for array in arrays))
     return digest.hexdigest()[:16]

@@ -105,6 +105,10 @@ def test_a_stopped_training_goes_on_to_the_same_end(untrained: str, digits: Digi
     assert not Path(out, RESULTS).exists()
     with pytest.raises(UserError, match="holds a training of other weights, data or settings; name another folder"):
         begin(protocol.model_copy(update={"lr": 0.5}))
+    labels, train.labels = train.labels, train.labels[::-1].copy()
+    with pytest.raises(UserError, match="other weights, data or settings"):
+        begin()
+    train.labels = labels
     resumed = begin()
     assert len(resumed.history) == 2
     assert len(list(resumed.run())) == 2 and resumed.history == whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from swav_ray.errors import UserError
 from swav_ray.evaluate.dense_protocol import Dense, Detection, Segmentation
 from swav_ray.swav.resnet import resnet
 from swav_ray.train.backbones import View, load
-from swav_ray.train.dense import MODEL, DenseTraining, Round, open_dense
+from swav_ray.train.dense import MODEL, DenseTraining, Round, _digest, open_dense
 from swav_ray.train.dense_rows import DenseRows, read_annotated
 from swav_ray.train.outcome import RESULTS
 from tests.commands import Ended, run_command
@@ -160,6 +161,17 @@ def test_a_stopped_training_goes_on_to_the_same_end(task: str, weights: str, dat
     assert resumed.history == whole.history
     ours, theirs = load_file(f"{out}/{MODEL}"), load_file(tmp_path / "whole" / MODEL)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_other_annotations_of_the_same_pictures_are_another_training(weights: str, data: Data, tmp_path: Path) -> None:
+    protocol = Detection(**DETECTION, head="mask-rcnn")
+    rows = DenseRows(read_annotated(data.coco[0], None, protocol, "--train"), protocol, View(), learns=True)
+    first, digests = rows.examples[0], [_digest(rows)]
+    assert first.outlines is not None and len(first.labels)
+    for changes in ({"crowd": ~first.crowd}, {"outlines": (*first.outlines[:-1], [[0, 0, 9, 0, 9, 9]])}):
+        rows.examples[0] = replace(first, **changes)
+        digests.append(_digest(rows))
+    assert len(set(digests)) == 3
 
 
 def test_the_rate_of_the_last_step(weights: str, data: Data) -> None:
