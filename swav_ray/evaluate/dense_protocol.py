@@ -37,7 +37,7 @@ class Dense(Section):
     step_factor: float = Field(0.1, gt=0, lt=1)
     warmup_steps: int = Field(0, ge=0, description="the rate rises from a thousandth over so many steps")
     flip: float = Field(0.5, ge=0, le=1)
-    score_every: int = Field(0, ge=0, description="steps from one scoring, and saving of the state, to the next; 0: at the end")
+    score_every: int = Field(0, ge=0, description="steps from one scoring to the next; 0: at the end")
     seed: int = Field(31, ge=0, description="of the head's first weights, the order of the images and all draws")
 
     @model_validator(mode="after")
@@ -57,7 +57,7 @@ class Dense(Section):
         return float(start * self.step_factor ** sum(step >= at for at in self.step_at))
 
     def rounds(self) -> list[int]:
-        """After which steps it is scored and saved."""
+        """After which steps it is scored."""
         every = self.score_every or self.steps
         return [*range(every, self.steps, every), self.steps]
 

@@ -151,7 +151,8 @@ class Classification:
         """The state after an epoch; after the last one the weights and the results."""
         epochs = [asdict(row) for row in self.history]
         if len(self.history) < self.protocol.epochs:
-            outcome.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, epochs)
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            outcome.save(state, epochs, len(self.history))
             return
         weights: dict[str, tuple[nn.Module, dict[str, str]]] = {HEAD: (self.model.head, {})}
         if not self.model.trunk_is_frozen:

@@ -55,7 +55,9 @@ class LabelledRows:
         UserError: no shards there, no labels in them, or, of its batches, more unreadable pictures than `MOST_BAD`.
     """
 
-    def __init__(self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0, again: bool = True) -> None:
+    def __init__(
+        self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0, again: bool = True
+    ) -> None:
         self.uri, self.shards, self.seed = uri, Shards(uri), seed
         groups = list(self.shards.iter_groups(["id", "label"]))
         ids = [identifier for group in groups for identifier in group["id"].to_pylist()]

@@ -35,7 +35,8 @@ class Outcome:
         self.folder, self.about, self.files = Storage(out), json.loads(json.dumps(about)), files
         if self.folder.exists("config.yaml"):
             raise UserError(f"--out {self.folder.uri}: is a run; give a folder of its own")
-        self._checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=1)
+        # Two: the newer one is replaced by one of the same step, once that is scored.
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=2)
 
     def found(self, kind: Callable[..., _R]) -> tuple[dict[str, Any] | None, list[_R]]:
         """State and figures, each a ``kind``, of an earlier life; no state where there is none, or where all is done."""
@@ -65,10 +66,10 @@ class Outcome:
         if there:
             raise UserError(f"--out {self.folder.uri}: holds a {there[0]} that others left; give a folder of its own")
 
-    def save(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """The state after as many epochs as there are rows of figures."""
+    def save(self, state: dict[str, Any], rows: list[dict[str, Any]], step: int) -> None:
+        """The state after so many steps or epochs, and the figures until then."""
         about = {"epoch": len(rows), "row": 0, "about": self.about, "epochs": rows, "version": __version__}
-        self._checkpoints.save(len(rows), state, about)
+        self._checkpoints.save(step, state, about)
 
     def finish(self, weights: dict[str, tuple[nn.Module, dict[str, str]]], rows: list[dict[str, Any]], **more: Any) -> None:
         """The weights, by file with notes of theirs, then the results, and no state any more."""
