@@ -286,13 +286,17 @@ def test_what_typer_itself_refuses_is_exit_code_2_without_a_traceback(call: Call
 
 
 def test_an_interruption_says_how_to_go_on(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(**_: Any) -> None:
+    """Also of a command that saves nothing, and of one in a group."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    ended = call("pretrain", "demo-digits")
-    assert ended.code == 130
-    assert ended.err == "swav-ray: stopped; the same command goes on from the last checkpoint\n"
+    monkeypatch.setattr("swav_ray.train.scoring.score_run", interrupted)
+    monkeypatch.setattr("swav_ray.tune.space.load_space", interrupted)
+    for args in (["knn", "run"], ["tune", "confirm", K_TAU]):
+        ended = call(*args)
+        assert ended.code == 130
+        assert ended.err == "swav-ray: stopped; the same command goes on from what was saved, else from the start\n"
 
 
 # --- what the commands pass on
