@@ -11,7 +11,7 @@ from swav_ray.errors import UserError
 CHUNK = 2**20
 MANIFEST = "manifest.json"
 MOST_FILES = 64
-MOST_BYTES = 2**32 - 2**24  # of a bundle: a zip of 4 GiB or more has a second kind of directory, that we do not read
+MOST_BYTES = 2**31 - 2**24  # of a bundle: from 2 GiB on Python's zips have a second kind of directory, that we do not read
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEXTS = {".yaml", ".yml", ".json", ".jsonl", ".md", ".txt", ".csv", ".html"}

@@ -17,6 +17,7 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.share import bundle as bundles
+from swav_ray.share import contents
 from swav_ray.share.bundle import pack
 from swav_ray.share.unpack import unpack
 from swav_ray.swav.model import SwAV
@@ -137,6 +138,18 @@ def test_a_head_is_no_pickle_whatever_its_length(tmp_path):
     assert (tmp_path / "head.safetensors").read_bytes()[:2] == b"\x80\x03"
     folder, manifest = opened(str(tmp_path / "head.safetensors"), tmp_path)
     assert list(manifest["files"]) == ["head.safetensors"] and load_file(folder / "head.safetensors").keys() == head.keys()
+
+
+def test_the_largest_bundle_is_a_zip_of_the_first_kind(tmp_path, monkeypatch):
+    """As large beside a limit of 1 MiB as the real one beside 2 GiB, less the directory."""
+    assert contents.MOST_BYTES < zipfile.ZIP64_LIMIT - 2**20
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 2**20 - 1)
+    monkeypatch.setattr(bundles, "MOST_BYTES", 2**20 - 2**12)
+    (tmp_path / "a.txt").write_bytes(b"x" * (2**20 - 2**12))
+    opened(str(tmp_path / "a.txt"), tmp_path)
+    (tmp_path / "b.txt").write_bytes(b"x" * 2**20)
+    with pytest.raises(UserError, match=r"b\.txt: too large"):
+        pack(str(tmp_path / "b.txt"), tmp_path)
 
 
 def test_the_name_at_the_receivers_is_plain(tmp_path):
