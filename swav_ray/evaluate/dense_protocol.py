@@ -65,6 +65,7 @@ class Dense(Section):
         """A few steps of small images: to see that it works, not how well."""
         steps = min(self.steps, QUICK_STEPS)
         changes = {"steps": steps, "batch_size": min(self.batch_size, QUICK_BATCH), "score_every": 0, "step_at": ()}
+        changes["images_per_pass"] = 0  # few and small as they are
         return self.model_copy(update={**changes, "warmup_steps": min(self.warmup_steps, steps // 2)}).sized(
             min(QUICK_SIDE, self.side)
         )
@@ -120,8 +121,12 @@ class Segmentation(Dense):
     def _scales(self) -> Self:
         if self.min_scale > self.max_scale:
             raise ValueError(f"min_scale {self.min_scale:g} is above max_scale {self.max_scale:g}; swap them")
-        if self.head == "deeplabv3" and (self.images_per_pass or self.batch_size) == 1:
-            raise ValueError("images_per_pass 1: deeplabv3 normalises over the images of a pass; give at least 2")
+        size = self.images_per_pass or self.batch_size
+        if self.head == "deeplabv3" and 1 in (size, self.batch_size % size):
+            raise ValueError(
+                f"images_per_pass {self.images_per_pass}: deeplabv3 normalises over the images of a pass; of {self.batch_size} "
+                "none may stay alone in one"
+            )
         return self
 
     @property
