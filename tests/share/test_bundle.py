@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -87,6 +88,20 @@ def test_a_run_on_s3(run, s3, tmp_path):
     check_run(run, *opened(place.uri, tmp_path))
     single = pack(f"{place.uri}/metrics.jsonl", tmp_path)
     assert list(single.files) == ["metrics.jsonl"]
+
+
+def test_the_card_tells_of_the_weights_beside_it(run, tmp_path):
+    """Where the newest checkpoint is damaged, the one before it goes out, with the figures of then."""
+    shutil.copytree(run, tmp_path / "damaged")
+    newest = max((tmp_path / "damaged" / "checkpoints").iterdir())
+    (newest / "state.pt").write_bytes(b"junk")
+    folder, manifest = opened(str(tmp_path / "damaged"), tmp_path)
+    card = (folder / "README.md").read_text()
+    assert 0 < manifest["step"] < int(newest.name.removeprefix("step-"))
+    assert f"| steps | {manifest['step']:,} of " in card
+    losses = {row["step"]: row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").open()) if "verdict" in row}
+    last = losses[max(step for step in losses if step <= manifest["step"])]
+    assert f"| last loss | {last:.4f} " in card
 
 
 def test_the_bundle_is_a_plain_zip_that_says_nothing_of_this_machine(run, tmp_path):
