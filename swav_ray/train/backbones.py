@@ -150,7 +150,7 @@ def _bytes_of(place: Storage, uri: str) -> bytes:
         for file in FILES:
             if place.exists(file):
                 return place.read(file)
-        return Storage(folder).read(name)
+        return Storage(folder or "/").read(name)
     except StorageAwayError:
         raise
     except FileNotFoundError:
