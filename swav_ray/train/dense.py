@@ -23,6 +23,7 @@ from swav_ray.errors import UserError
 from swav_ray.evaluate.dense_metrics import Overlap, Precision
 from swav_ray.evaluate.dense_models import detector, loss_of, optimizer_of, segmenter
 from swav_ray.evaluate.dense_protocol import TASKS, Dense, Detection, Segmentation
+from swav_ray.evaluate.finetune import drawn_by
 from swav_ray.swav.weights import read_backbone
 from swav_ray.train.backbones import VIEW, View
 from swav_ray.train.dense_rows import DenseRows
@@ -106,9 +107,7 @@ class DenseTraining:
             loss = 0.0
             rows = len(images)
             size = self.protocol.images_per_pass or rows
-            with torch.random.fork_rng():
-                # Proposals, image sizes and dropout are drawn from torch's generator.
-                torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.protocol.seed} {step}".encode()).digest()[:7]))
+            with drawn_by(self.protocol.seed, step, self.device):  # proposals, image sizes and dropout
                 for first in range(0, rows, size):
                     part = slice(first, first + size)
                     some = [image.to(self.device, non_blocking=True) for image in images[part]]
