@@ -1,7 +1,7 @@
 """Training a classifier on a backbone by a protocol: fine-tuning, and the linear protocol as published.
 
 One process, on a GPU where there is one. The state is saved after every epoch where a folder is given, and the same call
-goes on from there: order, crops and subset are functions of (seed, epoch, image id), so it ends alike.
+goes on from there: order, crops, subset and dropout are functions of (seed, epoch, image id), so it ends alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swav_ray.config_sections import Augment
 from swav_ray.data.multicrop import ready
 from swav_ray.errors import UserError
 from swav_ray.evaluate.features import normalise
-from swav_ray.evaluate.finetune import Classifier, scores_of, train_epoch
+from swav_ray.evaluate.finetune import Classifier, drawn_by, scores_of, train_epoch
 from swav_ray.evaluate.linear_probe import Score, mean_per_class
 from swav_ray.evaluate.protocol import Protocol
 from swav_ray.train.backbones import VIEW, View
@@ -91,7 +91,8 @@ class Classification:
         for epoch in range(len(self.history), self.protocol.epochs):
             batches = self.train.train_batches(crops, epoch, self.protocol.batch_size)
             pairs = (self._on_device(batch) for batch in batches if len(batch.labels) > 1)  # one row has no batch statistics
-            loss = train_epoch(self.model, self.optimizer, pairs, self.protocol.rate(epoch))
+            with drawn_by(self.protocol.seed, epoch, self.device):  # dropout, where the backbone has any
+                loss = train_epoch(self.model, self.optimizer, pairs, self.protocol.rate(epoch))
             self.history.append(Epoch.of(epoch + 1, loss, *self._score()))
             if self.outcome is not None:
                 self._save(self.outcome)

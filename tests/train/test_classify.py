@@ -120,6 +120,35 @@ def test_a_stopped_training_goes_on_to_the_same_end(untrained: str, digits: Digi
         begin(weights=str(tmp_path / "whole"))
 
 
+class Dropping(torch.nn.Module):
+    """A trunk with dropout."""
+
+    def __init__(self, trunk: torch.nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.dropout, self.num_features = trunk, torch.nn.Dropout(0.5), trunk.num_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.trunk(images))
+
+
+def test_a_stopped_training_with_dropout_goes_on_to_the_same_end(untrained: str, digits: Digits, tmp_path: Path) -> None:
+    protocol = load_protocol("finetune", {**SMALL, "epochs": 2, "step_epochs": [1], "lr": 0.05})
+    train, test = LabelledRows(digits.train, most_rows=100, seed=31), LabelledRows(digits.test, most_rows=100)
+
+    def begin(out: str) -> Classification:
+        return Classification(Dropping(load(untrained).backbone), VIEW, protocol, train, test, str(tmp_path / out))
+
+    whole = begin("whole")
+    list(whole.run())
+    running = begin("stopped").run()
+    next(running)
+    running.close()
+    torch.manual_seed(77)
+    resumed = begin("stopped")
+    assert len(resumed.history) == 1 and len(list(resumed.run())) == 1 and resumed.history == whole.history
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
+
+
 def test_the_screen_tells_last_from_best(learnt: str, digits: Digits, tmp_path: Path) -> None:
     protocol = load_protocol("linear", {**SMALL, "epochs": 20, "labels": 0.1})
     out = str(tmp_path / "out")
