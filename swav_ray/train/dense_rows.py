@@ -186,7 +186,10 @@ def read_annotated(uris: str, images: str | None, protocol: Dense, option: str) 
         sets.append(read_voc(uri, maps=maps))
     if maps and len({bool(each.examples[0].maps) for each in sets}) > 1:
         raise UserError(f"{option} {uris}: classes of COCO have names and those of VOC's maps numbers; take one format")
-    return joined(sets)
+    found = joined(sets)
+    if maps and len(found.classes) >= UNLABELLED:
+        raise UserError(f"{option} {uris}: {len(found.classes)} classes; a map of classes holds {UNLABELLED - 1} at most")
+    return found
 
 
 def _boxes(example: Example, chosen: Any) -> Target:

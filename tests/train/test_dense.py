@@ -237,6 +237,18 @@ def test_other_annotations_of_the_same_pictures_are_another_training(weights: st
     assert len(set(digests)) == 3
 
 
+def test_more_classes_than_a_map_can_hold(data: Data, tmp_path: Path) -> None:
+    content = json.loads(Path(data.coco[0]).read_text())
+    first = max(each["id"] for each in content["categories"]) + 1
+    content["categories"] += [{"id": first + n, "name": f"none {n}"} for n in range(255 - len(content["categories"]))]
+    file = tmp_path / "many.json"
+    file.write_text(json.dumps(content))
+    images = read_annotated(data.coco[0], None, Detection(), "--train").examples[0].images.uri
+    assert len(read_annotated(str(file), images, Detection(), "--train").classes) == 255
+    with pytest.raises(UserError, match=r"--train .*many\.json: 255 classes; a map of classes holds 254 at most"):
+        read_annotated(str(file), images, Segmentation(), "--train")
+
+
 def test_the_rate_of_the_last_step(weights: str, data: Data) -> None:
     """Is the schedule's, ten times that for the second classifier."""
     run = training(weights, data.maps, Segmentation(**SEGMENTATION, steps=4))
