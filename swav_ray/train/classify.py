@@ -18,7 +18,6 @@ from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.config_sections import Augment
 from swav_ray.data.multicrop import ready
-from swav_ray.errors import UserError
 from swav_ray.evaluate.features import normalise
 from swav_ray.evaluate.finetune import Classifier, drawn_by, scores_of, train_epoch
 from swav_ray.evaluate.linear_probe import Score, mean_per_class

@@ -112,8 +112,8 @@ class DenseRows:
             self.bad[place] = str(error)
         if len(self.bad) > MOST_BAD * len(self):
             raise UserError(
-                f"{self.bad[place]} ({len(self.bad)} of {len(self):,} pictures cannot be used; more than {MOST_BAD:.0%} are too "
-                "many)"
+                f"{self.bad[place]} ({len(self.bad)} of {len(self):,} pictures cannot be used; more than {MOST_BAD:.0%} are "
+                "too many)"
             )
         return None
 

@@ -180,8 +180,9 @@ def test_nothing_but_the_last_steps_is_lost_wherever_it_ends(
         with monkeypatch.context() as patch:
             left = [None] * calls
             place: Any = DenseTraining if where == "_score" else dense
+            real = getattr(place, where, None)
 
-            def ends(*args: Any, real: Any = getattr(place, where, None), left: list[None] = left) -> Any:
+            def ends(*args: Any, real: Any = real, left: list[None] = left) -> Any:
                 if not left:
                     raise KeyboardInterrupt
                 left.pop()

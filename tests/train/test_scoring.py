@@ -16,10 +16,10 @@ from swav_ray.errors import UserError
 from swav_ray.evaluate.protocol import load_protocol
 from swav_ray.export import export
 from swav_ray.swav.resnet import resnet
+from swav_ray.train import scoring
 from swav_ray.train.backbones import View, load
 from swav_ray.train.classify import Classification
 from swav_ray.train.labelled import LabelledRows
-from swav_ray.train import scoring
 from swav_ray.train.probe import pixel_features, shrunk
 from swav_ray.train.scoring import _svm, probe_on_test, score_run
 from tests.data.pictures import encode, picture
