@@ -14,9 +14,7 @@ from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.data.shards import Manifest, read_manifest
 from swav_ray.data.storage import Storage
-from swav_ray.errors import UserError
 from swav_ray.train.backbones import View, read_config
-from swav_ray.train.checkpoint import Checkpoints
 from swav_ray.train.metrics import read_metrics
 from swav_ray.yaml_files import dump
 
@@ -28,28 +26,26 @@ TERMS = (
 METHOD = "SwAV (arXiv [2006.09882](https://arxiv.org/abs/2006.09882)): image features learnt without labels"
 
 
-def card_of(run: Storage, usage: str = "", library: str = "swav-ray") -> str:
-    """The card of a run with a complete checkpoint.
+def card_of(run: Storage, manifest: dict[str, Any], usage: str = "", library: str = "swav-ray") -> str:
+    """The card of a run's checkpoint: its figures are those until then, the run may have gone on.
 
     Args:
+        manifest: of the checkpoint from which the weights beside the card come.
         usage: Markdown that says how the weights beside the card are opened.
         library: that a hub shall offer to open them with.
 
     Raises:
-        UserError: no run there, or none with a complete checkpoint.
+        UserError: no run there.
     """
     config = read_config(run.uri)
-    saved = Checkpoints(run / "checkpoints").newest()
-    if saved is None:
-        raise UserError(f"{run.uri}: has no complete checkpoint yet; train it with swav-ray pretrain")
-    rows = read_metrics(run)
+    rows = [row for row in read_metrics(run) if row.get("step", 0) <= manifest["step"]]
     data = _data(config.data.train)
     figures: dict[str, Any] = next((row for row in reversed(rows) if "probe/top1" in row), {})
     sections = {
         "Use": _use(View.of(config), usage),
         "Worth": _worth(config, figures, data),
         "Data": _about_data(config, data, rows),
-        "Training": _training(config, saved[1], rows),
+        "Training": _training(config, manifest, rows),
         "Licence": TERMS,
     }
     name = _word(config.name) or "swav-ray"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import subprocess
 import sys
@@ -206,6 +207,9 @@ def test_the_installed_command(command: list[str], tmp_path: Path) -> None:
         (["export", "new_run", "out"], ["new_run: has no complete checkpoint yet"]),
         (["export", "new_run", "other_run"], ["other_run: is a run; export to a folder of its own"]),
         (["export", "new_run", "out", "--format", "tim"], ["--format tim: not known (did you mean 'timm'?); formats are"]),
+        # report
+        (["report", "new_run", "--out", "empty"], ["--out empty: a folder; name the file, as empty/report.html"]),
+        (["report", "new_run", "--out", "pages/"], ["--out pages/: a folder; name the file, as pages/report.html"]),
         # tune
         (["tune", "none.yaml"], ["none.yaml: no such file"]),
         (["tune", "empty"], ["empty: cannot be read"]),
@@ -235,6 +239,46 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert sorted(tmp_path.rglob("*")) == before  # nothing is left behind
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "swav-ray: No space left on device\n"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "swav-ray: a: Is a directory\n"),
+        (FileExistsError(errno.EEXIST, "File exists", "a", None, "b"), "swav-ray: b: File exists\n"),
+        (PermissionError("Access\nDenied"), "swav-ray: Access Denied\n"),
+    ],
+)
+def test_what_a_disk_answers_is_one_line(
+    error: Exception, said: str, call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("swav_ray.train.scoring.score_run", fails)
+    assert call("knn", "run") == Ended(2, "", said)
+
+
+def test_what_a_store_answers_is_one_line(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "none")
+    s3fs.S3FileSystem.clear_instance_cache()  # with the keys of tests before
+    try:
+        assert_one_line(call("knn", "s3://bucket/run"), "s3://bucket/run/config.yaml: Unable to locate credentials")
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_fault_of_ours_is_told_in_full(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swav_ray.train.scoring.score_run", lambda *_, **__: [][0])
+    with pytest.raises(IndexError):
+        call("knn", "run")
+
+
 def test_what_typer_itself_refuses_is_exit_code_2_without_a_traceback(call: Callable[..., Ended]) -> None:
     for args in (["nope"], ["pretrain"], ["tune", K_TAU, "--dry-run", "x"], ["pretrain", "demo-digits", "--nope"]):
         ended = call(*args)
@@ -242,13 +286,17 @@ def test_what_typer_itself_refuses_is_exit_code_2_without_a_traceback(call: Call
 
 
 def test_an_interruption_says_how_to_go_on(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(**_: Any) -> None:
+    """Also of a command that saves nothing, and of one in a group."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
-    ended = call("pretrain", "demo-digits")
-    assert ended.code == 130
-    assert ended.err == "swav-ray: stopped; the same command goes on from the last checkpoint\n"
+    monkeypatch.setattr("swav_ray.train.scoring.score_run", interrupted)
+    monkeypatch.setattr("swav_ray.tune.space.load_space", interrupted)
+    for args in (["knn", "run"], ["tune", "confirm", K_TAU]):
+        ended = call(*args)
+        assert ended.code == 130
+        assert ended.err == "swav-ray: stopped; the same command goes on from what was saved, else from the start\n"
 
 
 # --- what the commands pass on

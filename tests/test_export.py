@@ -116,6 +116,13 @@ def test_from_and_to_s3(s3: str, tmp_path: Path) -> None:
         load_backbone(f"{s3}/out/other.pth")
 
 
+def test_a_file_at_the_root_is_not_looked_for_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "swav-ray-nowhere.pth").write_bytes(b"any")
+    with pytest.raises(UserError, match="no file of weights is there"):
+        load_backbone("/swav-ray-nowhere.pth")
+
+
 def test_timm_resizes_as_the_run_did(runs: dict[str, str], tmp_path: Path) -> None:
     data = pytest.importorskip("timm").data
     timm = pytest.importorskip("timm")

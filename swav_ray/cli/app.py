@@ -7,11 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from swav_ray import __version__
+from swav_ray.errors import Stopped
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """The command; Ctrl-C gets its words here, for typer ends silently by it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped("stopped; the same command goes on from what was saved, else from the start") from None
+
 
 app = typer.Typer(
     name="swav-ray",
+    cls=_Commands,
     help="SwAV image features, learnt without labels on elastic Ray clusters.",
     no_args_is_help=True,
     add_completion=False,

@@ -27,6 +27,8 @@ def report(
     from swav_ray.tune.again import is_sweep, sweep_page
 
     folder, name = locate(out) if out is not None else (Storage(run), "report.html")
+    if out is not None and (not name or folder.kind(name) == "directory"):
+        raise UserError(f"--out {out}: a folder; name the file, as {out.rstrip('/')}/report.html")
     if not Storage(run).exists("config.yaml") and is_sweep(run):
         page = sweep_page(run)
     else:

@@ -20,6 +20,10 @@ NEEDS = "COCO's masks need another library: pip install 'swav-ray[transfer]'"
 UNLABELLED = 255  # in a map of classes
 
 
+class BadPictureError(UserError):
+    """One picture, its map or its outlines cannot be used; others may be."""
+
+
 @dataclass(frozen=True)
 class Example:
     """A picture and what is known of it; nothing is read before it is asked for.
@@ -50,11 +54,11 @@ class Example:
         """RGB.
 
         Raises:
-            UserError: not there, unreadable, or of another size than its annotations say.
+            BadPictureError: not there, unreadable, or of another size than its annotations say.
         """
         picture = _decoded(self.images, self.name)
         if self.size is not None and picture.size != self.size:
-            raise UserError(
+            raise BadPictureError(
                 f"{self.images.uri}/{self.name}: is {picture.width} x {picture.height} where {self.source} says "
                 f"{self.size[0]} x {self.size[1]}; give the pictures that were annotated"
             )
@@ -64,7 +68,7 @@ class Example:
         """``(N, H, W)``.
 
         Raises:
-            UserError: an object has no outline, or one that cannot be read.
+            BadPictureError: an object has no outline, or one that cannot be read.
         """
         assert self.size is not None
         width, height = self.size
@@ -80,7 +84,7 @@ class Example:
         Where outlines of different classes overlap, and in crowds, no class is given.
 
         Raises:
-            UserError: the PNG is not there, is no map of classes, or has another size than its picture.
+            BadPictureError: the PNG is not there, is no map of classes, or has another size than its picture.
         """
         if self.maps is None:
             assert self.size is not None
@@ -93,9 +97,11 @@ class Example:
         place = f"{self.maps.uri}/{self.map_name}"
         image = _decoded(self.maps, self.map_name, rgb=False)
         if image.mode not in ("P", "L"):
-            raise UserError(f"{place}: holds colours ({image.mode}); a map has the number of the class in each pixel (P or L)")
+            raise BadPictureError(
+                f"{place}: holds colours ({image.mode}); a map has the number of the class in each pixel (P or L)"
+            )
         if size is not None and image.size != size:
-            raise UserError(f"{place}: is {image.width} x {image.height}, its picture {size[0]} x {size[1]}")
+            raise BadPictureError(f"{place}: is {image.width} x {image.height}, its picture {size[0]} x {size[1]}")
         return np.asarray(image, dtype=np.uint8)
 
 
@@ -157,9 +163,9 @@ def _decoded(folder: Storage, name: str, rgb: bool = True) -> Image.Image:
             image.load()
             return image
     except FileNotFoundError:
-        raise UserError(f"{place}: no such picture") from None
+        raise BadPictureError(f"{place}: no such picture") from None
     except BadImageError as error:
-        raise UserError(f"{place}: cannot be read: {error}") from None
+        raise BadPictureError(f"{place}: cannot be read: {error}") from None
 
 
 def _filled(outline: Any, height: int, width: int, where: str) -> NDArray[np.bool_]:
@@ -177,9 +183,11 @@ def _filled(outline: Any, height: int, width: int, where: str) -> NDArray[np.boo
             runs = outline
         found = mask.decode(runs).astype(bool)
     except Exception as error:  # whatever the C code makes of it
-        raise UserError(f"{where}: a segmentation that cannot be read: {' '.join(str(error).split())[:100]}") from None
+        raise BadPictureError(f"{where}: a segmentation that cannot be read: {' '.join(str(error).split())[:100]}") from None
     if found.shape != (height, width):
-        raise UserError(f"{where}: a segmentation of {found.shape[1]} x {found.shape[0]} px in a picture of {width} x {height}")
+        raise BadPictureError(
+            f"{where}: a segmentation of {found.shape[1]} x {found.shape[0]} px in a picture of {width} x {height}"
+        )
     return np.asarray(found)
 
 

@@ -59,6 +59,7 @@ def patiently(call: Callable[[], _T], what: str, *, writes: bool = False) -> _T:
             result = call()
         except Exception as error:
             if not passes(error):
+                error.add_note(what)  # for who tells it: a store's errors name no place
                 raise
             now = time.monotonic()
             if attempt == 1:

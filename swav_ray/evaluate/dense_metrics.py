@@ -83,12 +83,6 @@ class Overlap:
         pixels = total_3C[0].sum() / max(1, total_3C[2].sum())
         return {"mIoU": _mean(total_3C), "mIoU_stderr": float(error), "pixels": float(pixels)}
 
-    def by_class(self) -> list[float | None]:
-        """IoU of each class; None of one that is neither found nor true."""
-        both, found, true = np.stack(self._counts).sum(0)
-        union = found + true - both
-        return [float(b / u) if u else None for b, u in zip(both, union, strict=True)]
-
 
 def _mean(counts_3C: NDArray[np.float64]) -> float:
     """Over the classes that are found or true somewhere."""

@@ -37,7 +37,7 @@ class Dense(Section):
     step_factor: float = Field(0.1, gt=0, lt=1)
     warmup_steps: int = Field(0, ge=0, description="the rate rises from a thousandth over so many steps")
     flip: float = Field(0.5, ge=0, le=1)
-    score_every: int = Field(0, ge=0, description="steps from one scoring, and saving of the state, to the next; 0: at the end")
+    score_every: int = Field(0, ge=0, description="steps from one scoring to the next; 0: at the end")
     seed: int = Field(31, ge=0, description="of the head's first weights, the order of the images and all draws")
 
     @model_validator(mode="after")
@@ -57,7 +57,7 @@ class Dense(Section):
         return float(start * self.step_factor ** sum(step >= at for at in self.step_at))
 
     def rounds(self) -> list[int]:
-        """After which steps it is scored and saved."""
+        """After which steps it is scored."""
         every = self.score_every or self.steps
         return [*range(every, self.steps, every), self.steps]
 
@@ -65,6 +65,7 @@ class Dense(Section):
         """A few steps of small images: to see that it works, not how well."""
         steps = min(self.steps, QUICK_STEPS)
         changes = {"steps": steps, "batch_size": min(self.batch_size, QUICK_BATCH), "score_every": 0, "step_at": ()}
+        changes["images_per_pass"] = 0  # few and small as they are
         return self.model_copy(update={**changes, "warmup_steps": min(self.warmup_steps, steps // 2)}).sized(
             min(QUICK_SIDE, self.side)
         )
@@ -120,8 +121,12 @@ class Segmentation(Dense):
     def _scales(self) -> Self:
         if self.min_scale > self.max_scale:
             raise ValueError(f"min_scale {self.min_scale:g} is above max_scale {self.max_scale:g}; swap them")
-        if self.head == "deeplabv3" and (self.images_per_pass or self.batch_size) == 1:
-            raise ValueError("images_per_pass 1: deeplabv3 normalises over the images of a pass; give at least 2")
+        size = self.images_per_pass or self.batch_size
+        if self.head == "deeplabv3" and 1 in (size, self.batch_size % size):
+            raise ValueError(
+                f"images_per_pass {self.images_per_pass}: deeplabv3 normalises over the images of a pass; of {self.batch_size} "
+                "none may stay alone in one"
+            )
         return self
 
     @property

@@ -5,8 +5,10 @@ Shapes: B rows, N all rows, D features, C classes.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +79,14 @@ def frozen_parts(backbone: nn.Module, frozen: str) -> list[nn.Module]:
     if missing:
         raise UserError(f"frozen {frozen}: {type(backbone).__name__} has no {missing[0]}; freeze none or all of it")
     return [children[name] for name in names]
+
+
+@contextmanager
+def drawn_by(seed: int, number: int, device: torch.device) -> Iterator[None]:
+    """What torch draws within is a function of (seed, number), and changes nothing of what it draws afterwards."""
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):  # not of all GPUs
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7]))
+        yield
 
 
 def train_epoch(

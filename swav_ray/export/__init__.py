@@ -51,7 +51,10 @@ def export(source: str, dest: str, format: str) -> list[str]:
     loaded.backbone.float()
     files, usage = FORMATS[format](loaded, source)
     library = "timm" if format == "timm" else "swav-ray"
-    card = card_of(Storage(source), usage, library) if loaded.run else card_of_weights(source, loaded.view, usage, library)
+    if loaded.manifest is not None:
+        card = card_of(Storage(source), loaded.manifest, usage, library)
+    else:
+        card = card_of_weights(source, loaded.view, usage, library)
     for name, content in [*files.items(), (CARD, card.encode())]:
         folder.write(name, content)
     return [f"{folder.uri}/{name}" for name in [*files, CARD]]

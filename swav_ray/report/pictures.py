@@ -90,7 +90,7 @@ def _batches(config: Config, shards: Shards, most: int, sample: Sample) -> Itera
     """Evaluation views (n, S, S, 3) and labels of the drawn images, n at most `BATCH`."""
     rng = np.random.default_rng(config.seed)
     sizes = shards.rows_per_group
-    wanted = min(len(sizes), max(GROUPS, math.ceil(most / GROUP_ROWS)))
+    wanted = min(len(sizes), most, max(GROUPS, math.ceil(most / GROUP_ROWS)))
     groups = np.sort(rng.choice(len(sizes), wanted, replace=False))
     size, resize = evaluation_sizes(config)
     left = most

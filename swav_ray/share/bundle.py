@@ -87,10 +87,12 @@ def _of_file(source: str, place: Storage, scratch: Path) -> tuple[str, dict[str,
 
 def _of_run(source: str, run: Storage, scratch: Path) -> tuple[str, dict[str, Any], list[Path]]:
     config = read_config(source)
-    about = {"config_hash": config.hash()} | _weights(source, run, config, scratch)
+    manifest = _weights(source, run, scratch)
+    about = {"config_hash": config.hash(), "arch": config.backbone.arch}
+    about |= {"step": manifest["step"], "epochs_done": manifest["epoch"]}
     (scratch / CONFIG).write_text(shareable(config).to_yaml())
     _metrics(run, scratch)
-    (scratch / CARD).write_text(card_of(run))
+    (scratch / CARD).write_text(card_of(run, manifest))
     return config.name or "run", about, sorted(scratch.iterdir())
 
 
@@ -100,7 +102,8 @@ def shareable(config: Config) -> Config:
     return config.model_copy(update={"storage": Config.model_fields["storage"].default, "data": data})
 
 
-def _weights(source: str, run: Storage, config: Config, scratch: Path) -> dict[str, Any]:
+def _weights(source: str, run: Storage, scratch: Path) -> dict[str, Any]:
+    """Write the newest whole checkpoint's weights; its manifest."""
     from safetensors.torch import save_file
 
     from swav_ray.train.checkpoint import Checkpoints
@@ -115,7 +118,7 @@ def _weights(source: str, run: Storage, config: Config, scratch: Path) -> dict[s
         parts[part][key.removeprefix("backbone.")] = tensor.contiguous()
     for part, tensors in parts.items():
         save_file(tensors, scratch / f"{part}.safetensors", metadata={"format": "pt"})  # one: several come in any order
-    return {"arch": config.backbone.arch, "step": manifest["step"], "epochs_done": state["epoch"]}
+    return manifest
 
 
 def _metrics(run: Storage, scratch: Path) -> None:

@@ -11,7 +11,7 @@ from swav_ray.errors import UserError
 CHUNK = 2**20
 MANIFEST = "manifest.json"
 MOST_FILES = 64
-MOST_BYTES = 2**32 - 2**24  # of a bundle: a zip of 4 GiB or more has a second kind of directory, that we do not read
+MOST_BYTES = 2**31 - 2**24  # of a bundle: from 2 GiB on Python's zips have a second kind of directory, that we do not read
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TEXTS = {".yaml", ".yml", ".json", ".jsonl", ".md", ".txt", ".csv", ".html"}
@@ -38,9 +38,9 @@ def check_content(path: Path) -> None:
     name = path.name
     kind = path.suffix.lower()
     with path.open("rb") as file:
-        if kind not in _TEXTS and file.read(4).startswith(_PICKLES):
+        # Not of safetensors: one begins with the length of its header, which may well be that of a pickle's first bytes.
+        if kind == ".onnx" and file.read(4).startswith(_PICKLES):
             raise UserError(f"{name}: a pickle or an archive under a false name")
-        file.seek(0)
         if kind in _TEXTS:
             decoder = codecs.getincrementaldecoder("utf-8")()
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, PositiveFloat, ValidationError
@@ -59,13 +59,14 @@ class View(Section):
 class Loaded:
     """A backbone in eval mode, how it wants its images, and how to make one that has learnt nothing.
 
-    `run` is the configuration of a run of ours, and None for anything else.
+    `run` is the configuration of a run of ours and `manifest` that of its checkpoint; None for anything else.
     """
 
     backbone: nn.Module
     run: Config | None
     view: View
     untrained: Callable[[], nn.Module]
+    manifest: dict[str, Any] | None = None
 
 
 def load(uri: str) -> Loaded:
@@ -79,8 +80,8 @@ def load(uri: str) -> Loaded:
         bundled, _ = read_backbone(place.read(BUNDLED), f"{uri}/{BUNDLED}")
         return Loaded(bundled, None, View.of(read_config(uri)), lambda: ResNet(*bundled.design))
     if place.exists("config.yaml"):
-        config, trained = load_run(uri)
-        return Loaded(trained.eval(), config, View.of(config), lambda: build_model(config).backbone)
+        config, model, manifest = load_checkpoint(uri)
+        return Loaded(model.backbone.eval(), config, View.of(config), lambda: build_model(config).backbone, manifest)
     backbone, notes = read_backbone(_bytes_of(place, uri), uri)
     return Loaded(backbone, None, _noted_view(notes, uri), lambda: ResNet(*backbone.design))
 
@@ -92,7 +93,12 @@ def load_run(uri: str) -> tuple[Config, nn.Module]:
 
 
 def load_model(uri: str) -> tuple[Config, SwAV]:
-    """A run's configuration and its trained model: backbone, projector and prototypes, as they were left.
+    """A run's configuration and its trained model: backbone, projector and prototypes, as they were left."""
+    return load_checkpoint(uri)[:2]
+
+
+def load_checkpoint(uri: str) -> tuple[Config, SwAV, dict[str, Any]]:
+    """As :func:`load_model`, and the manifest of the checkpoint that it is.
 
     Raises:
         UserError: no run there, or none with a complete checkpoint.
@@ -112,7 +118,7 @@ def load_model(uri: str) -> tuple[Config, SwAV]:
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: its checkpoint does not fit its config.yaml: {reason}") from None
-    return config, model
+    return config, model, saved[1]
 
 
 def read_config(uri: str) -> Config:
@@ -144,7 +150,7 @@ def _bytes_of(place: Storage, uri: str) -> bytes:
         for file in FILES:
             if place.exists(file):
                 return place.read(file)
-        return Storage(folder).read(name)
+        return Storage(folder or "/").read(name)
     except StorageAwayError:
         raise
     except FileNotFoundError:

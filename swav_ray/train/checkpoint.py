@@ -7,13 +7,16 @@ number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +28,7 @@ from swav_ray.train.background import Background
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.pt"
+_NAME = re.compile(r"step-\d{9,}")
 FOLDERS_IN_MEMORY = 2  # whose newest checkpoint a process keeps
 logger = logging.getLogger(__name__)
 
@@ -99,6 +103,19 @@ class Checkpoints:
     def close(self) -> None:
         """Finish what is being written; a failure has been logged and stays in :meth:`failure`."""
         self.settled()
+
+    def foreign(self) -> list[str]:
+        """Names in the folder that are no checkpoints."""
+        return [name for name in self.folder.list() if not _NAME.fullmatch(name)]
+
+    def clear(self) -> None:
+        """Remove all checkpoints, and the folder if nothing else is in it."""
+        for name in self._names():
+            self._remove(name)
+        self._in_memory.pop(self.folder.uri, None)
+        if not self.folder.is_s3:
+            with contextlib.suppress(OSError):
+                Path(self.folder.root).rmdir()
 
     def newest(self, before: str | None = None) -> tuple[str, dict[str, Any]] | None:
         """Name and manifest of the newest checkpoint (older than ``before``) whose manifest is good, or None."""
@@ -208,7 +225,7 @@ class Checkpoints:
                 yield name, manifest
 
     def _names(self) -> list[str]:
-        return [name for name in self.folder.list() if name.startswith("step-")]
+        return [name for name in self.folder.list() if _NAME.fullmatch(name)]
 
     def _manifest(self, name: str, *, incomplete_ok: bool = False) -> dict[str, Any] | None:
         """The manifest of ``name``; None, with a warning, when there is none or none that can be used."""

@@ -1,7 +1,7 @@
 """Training a classifier on a backbone by a protocol: fine-tuning, and the linear protocol as published.
 
 One process, on a GPU where there is one. The state is saved after every epoch where a folder is given, and the same call
-goes on from there: order, crops and subset are functions of (seed, epoch, image id), so it ends alike.
+goes on from there: order, crops, subset and dropout are functions of (seed, epoch, image id), so it ends alike.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from swav_ray import __version__
 from swav_ray.config import Config
 from swav_ray.config_sections import Augment
 from swav_ray.data.multicrop import ready
-from swav_ray.errors import UserError
 from swav_ray.evaluate.features import normalise
-from swav_ray.evaluate.finetune import Classifier, scores_of, train_epoch
+from swav_ray.evaluate.finetune import Classifier, drawn_by, scores_of, train_epoch
 from swav_ray.evaluate.linear_probe import Score, mean_per_class
 from swav_ray.evaluate.protocol import Protocol
 from swav_ray.train.backbones import VIEW, View
-from swav_ray.train.labelled import Labelled, LabelledRows
+from swav_ray.train.labelled import Labelled, LabelledRows, check_pair
 from swav_ray.train.outcome import Outcome, digest_of
 
 TRUNK, HEAD = "model.safetensors", "head.safetensors"
@@ -73,18 +72,14 @@ class Classification:
         test: LabelledRows,
         out: str | None = None,
     ) -> None:
-        names = train.shards.manifest.classes, test.shards.manifest.classes
-        if all(names) and names[0] != names[1]:
-            raise UserError(f"{test.uri}: not the classes of {train.uri}; make both with the same --classes FILE")
-        if len(set(train.labels.tolist())) < 2:
-            raise UserError(f"{train.uri}: a classifier needs images of at least two classes")
+        check_pair(train, test)
         self.view, self.protocol, self.train, self.test = view, protocol, train, test
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Classifier(backbone.float(), train.num_classes, protocol).to(self.device)
         self.optimizer = self.model.optimizer(protocol)
         self.history: list[Epoch] = []
         self._held: tuple[list[Tensor], Tensor] | None = None  # features of the test rows, where the trunk is frozen
-        self.outcome = Outcome(out, self._about()) if out is not None else None
+        self.outcome = Outcome(out, self._about(), self._files()) if out is not None else None
         if self.outcome is not None:
             self._resume(self.outcome)
 
@@ -95,7 +90,8 @@ class Classification:
         for epoch in range(len(self.history), self.protocol.epochs):
             batches = self.train.train_batches(crops, epoch, self.protocol.batch_size)
             pairs = (self._on_device(batch) for batch in batches if len(batch.labels) > 1)  # one row has no batch statistics
-            loss = train_epoch(self.model, self.optimizer, pairs, self.protocol.rate(epoch))
+            with drawn_by(self.protocol.seed, epoch, self.device):  # dropout, where the backbone has any
+                loss = train_epoch(self.model, self.optimizer, pairs, self.protocol.rate(epoch))
             self.history.append(Epoch.of(epoch + 1, loss, *self._score()))
             if self.outcome is not None:
                 self._save(self.outcome)
@@ -130,13 +126,20 @@ class Classification:
 
     def _about(self) -> dict[str, Any]:
         """Which training this is."""
-        rows = [hashlib.sha256("\n".join(part.ids).encode()).hexdigest()[:16] for part in (self.train, self.test)]
+        rows = [
+            hashlib.sha256("\n".join(part.ids).encode() + part.labels.tobytes()).hexdigest()[:16]
+            for part in (self.train, self.test)
+        ]
         return {
             "protocol": self.protocol.model_dump(mode="json"),
             "view": self.view.model_dump(mode="json"),
             "rows": rows,
             "weights": digest_of(self.model.backbone),
         }
+
+    def _files(self) -> tuple[str, ...]:
+        """Of the weights it leaves."""
+        return (HEAD,) if self.model.trunk_is_frozen else (HEAD, TRUNK)
 
     def _resume(self, outcome: Outcome) -> None:
         state, self.history = outcome.found(Epoch)
@@ -148,7 +151,8 @@ class Classification:
         """The state after an epoch; after the last one the weights and the results."""
         epochs = [asdict(row) for row in self.history]
         if len(self.history) < self.protocol.epochs:
-            outcome.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, epochs)
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            outcome.save(state, epochs, len(self.history))
             return
         weights: dict[str, tuple[nn.Module, dict[str, str]]] = {HEAD: (self.model.head, {})}
         if not self.model.trunk_is_frozen:

@@ -1,8 +1,8 @@
 """Training a detector or a segmenter on a backbone by a protocol (`evaluate/dense_protocol.py`).
 
 One process, on a GPU where there is one: the statistics of its batch norm are those of the whole batch, as synced ones
-are. The state is saved at every scoring where a folder is given, and the same call goes on from there to the same end: a
-step's pictures, draws and samples of proposals are functions of (seed, step).
+are. The state is saved every `SAVE_STEPS` steps, before and after every scoring, where a folder is given, and the same
+call goes on from there to the same end: a step's pictures, draws and samples of proposals are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from swav_ray.errors import UserError
 from swav_ray.evaluate.dense_metrics import Overlap, Precision
 from swav_ray.evaluate.dense_models import detector, loss_of, optimizer_of, segmenter
 from swav_ray.evaluate.dense_protocol import TASKS, Dense, Detection, Segmentation
+from swav_ray.evaluate.finetune import drawn_by
 from swav_ray.swav.weights import read_backbone
 from swav_ray.train.backbones import VIEW, View
 from swav_ray.train.dense_rows import DenseRows
 from swav_ray.train.outcome import RESULTS, Outcome, digest_of
 
 MODEL = "model.safetensors"
+SAVE_STEPS = 200
 MASK_THRESHOLD = 0.5  # of a pixel's score in a found mask; torchvision's and detectron2's
 
 
@@ -50,6 +52,10 @@ class DenseTraining:
         train, test: what is learnt from and scored on, of the same classes.
         out: local or `s3://` folder of the state, the results and the weights.
 
+    Attributes:
+        step: how many are done.
+        loss: the sum of those since the last scoring.
+
     Raises:
         UserError: the backbone is no ResNet, a library is missing, or ``out`` holds something else.
     """
@@ -65,41 +71,43 @@ class DenseTraining:
         self.model = network(backbone.float(), len(self.classes), protocol, view).to(self.device)
         self.optimizer = optimizer_of(self.model, protocol)
         self.history: list[Round] = []
-        self.outcome = Outcome(out, about) if out is not None else None
+        self.step, self.loss = 0, 0.0
+        self.outcome = Outcome(out, about, (MODEL,)) if out is not None else None
         if self.outcome is not None:
             state, self.history = self.outcome.found(Round)
+            self.step = self.history[-1].step if self.history else 0
             if state is not None:
                 self.model.load_state_dict(state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.loss = state["step"], state["loss"]
 
     def run(self) -> Iterator[Round]:
         """Train the steps that are left; each round's figures as it ends.
 
         Raises:
-            UserError: a picture cannot be used, or the loss is not finite.
+            UserError: too many pictures cannot be used, or the loss is not finite.
         """
-        start = self.history[-1].step if self.history else 0
         for stop in self.protocol.rounds()[len(self.history) :]:
-            loss = self._learn(start, stop)
-            self.history.append(Round(stop, loss, self._score()))
-            if self.outcome is not None:
-                self._save(self.outcome)
+            start = self.history[-1].step if self.history else 0
+            self._learn(stop)
+            self.history.append(Round(stop, self.loss / (stop - start), self._score()))
+            self.loss = 0.0
+            if stop < self.protocol.steps:
+                self._save()
+            else:
+                self._finish()
             yield self.history[-1]
-            start = stop
 
-    def _learn(self, start: int, stop: int) -> float:
+    def _learn(self, stop: int) -> None:
         self.model.train()
-        total = 0.0
-        for step, (images, targets) in enumerate(self.train.batches(start, stop), start):
+        for step, (images, targets) in enumerate(self.train.batches(self.step, stop), self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.protocol.rate(step) * group["initial_lr"]
             self.optimizer.zero_grad()
             loss = 0.0
             rows = len(images)
             size = self.protocol.images_per_pass or rows
-            with torch.random.fork_rng():
-                # Proposals, image sizes and dropout are drawn from torch's generator.
-                torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.protocol.seed} {step}".encode()).digest()[:7]))
+            with drawn_by(self.protocol.seed, step, self.device):  # proposals, image sizes and dropout
                 for first in range(0, rows, size):
                     part = slice(first, first + size)
                     some = [image.to(self.device, non_blocking=True) for image in images[part]]
@@ -110,8 +118,9 @@ class DenseTraining:
                     share.backward()
                     loss += share.item()
             self.optimizer.step()
-            total += loss
-        return total / (stop - start)
+            self.step, self.loss = step + 1, self.loss + loss
+            if self.step % SAVE_STEPS == 0 or self.step == stop:  # also before a scoring, which one picture may end
+                self._save()
 
     @torch.no_grad()
     def _score(self) -> dict[str, float]:
@@ -143,13 +152,18 @@ class DenseTraining:
             "weights": digest_of(backbone),
         }
 
-    def _save(self, outcome: Outcome) -> None:
-        rounds = [asdict(each) for each in self.history]
-        if self.history[-1].step < self.protocol.steps:
-            outcome.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, rounds)
-            return
-        notes = {"swav_ray.version": __version__, VIEW: self.view.model_dump_json()}
-        outcome.finish({MODEL: (self.model, notes)}, rounds, classes=list(self.classes))
+    def _save(self) -> None:
+        if self.outcome is not None:
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            self.outcome.save(state | {"step": self.step, "loss": self.loss}, self._rounds(), self.step)
+
+    def _finish(self) -> None:
+        if self.outcome is not None:
+            notes = {"swav_ray.version": __version__, VIEW: self.view.model_dump_json()}
+            self.outcome.finish({MODEL: (self.model, notes)}, self._rounds(), classes=list(self.classes))
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        return [asdict(each) for each in self.history]
 
 
 def network(backbone: nn.Module, num_classes: int, protocol: Dense, view: View) -> nn.Module:
@@ -187,5 +201,7 @@ def open_dense(out: str) -> tuple[nn.Module, list[str]]:
 def _digest(rows: DenseRows) -> str:
     digest = hashlib.sha256()
     for each in rows.examples:
-        digest.update(f"{each.id} {each.name} {each.map_name} ".encode() + each.boxes.tobytes() + each.labels.tobytes())
+        arrays = (each.boxes, each.labels, each.crowd)
+        digest.update(f"{each.id} {each.name} {each.map_name} {each.outlines} ".encode())
+        digest.update(b"".join(array.tobytes() for array in arrays))
     return digest.hexdigest()[:16]

@@ -1,17 +1,19 @@
 """Annotated pictures as batches to train a detector or a segmenter on, and one by one to score it with.
 
 The batch of a step is a function of (seed, step): the pictures of every epoch in an order of its own, one epoch after the
-other; the draws of a picture are keyed (seed, epoch, id). A training that goes on sees what it would have seen.
+other; the draws of a picture are keyed (seed, epoch, id). A training that goes on sees what it would have seen. Pictures
+that cannot be used are counted; the next in the epoch's order stands in for one in training, scoring leaves it out.
 
 Shapes: H and W pixels, N objects of a picture.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +22,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from swav_ray.data.ahead import chunks, in_threads
-from swav_ray.data.annotated import UNLABELLED, Annotated, Example, joined
+from swav_ray.data.annotated import UNLABELLED, Annotated, BadPictureError, Example, joined
 from swav_ray.data.coco import read_coco
 from swav_ray.data.voc import read_voc
 from swav_ray.errors import UserError
 from swav_ray.evaluate.dense_protocol import Dense, Detection, Segmentation
 from swav_ray.train.backbones import View
+from swav_ray.train.labelled import MOST_BAD
 
 Target = dict[str, Tensor]
+_R = TypeVar("_R")
 
 
 class DenseRows:
@@ -37,7 +41,7 @@ class DenseRows:
         most: so many at most, drawn by the protocol's seed.
 
     Raises:
-        UserError: none is left to learn from.
+        UserError: none is left to learn from; of its batches, more than `MOST_BAD` of them cannot be used.
     """
 
     def __init__(self, annotated: Annotated, protocol: Dense, view: View, *, learns: bool, most: int | None = None) -> None:
@@ -50,6 +54,7 @@ class DenseRows:
             chosen = np.random.default_rng(protocol.seed).permutation(len(examples))[:most]
             examples = [examples[index] for index in sorted(chosen)]
         self.examples = examples
+        self.bad: dict[str, str] = {}  # why a picture cannot be used, by its address
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -58,26 +63,30 @@ class DenseRows:
         """The batches of the steps from ``start`` to before ``stop``."""
         size, seed = self.protocol.batch_size, self.protocol.seed
 
-        def places() -> Iterator[tuple[int, Example]]:
+        def places() -> Iterator[tuple[int, NDArray[np.int64], int]]:
             epoch, order = -1, np.empty(0, dtype=np.int64)
             for row in range(start * size, stop * size):
                 if row // len(self) != epoch:
                     epoch = row // len(self)
                     order = np.random.default_rng([seed, epoch]).permutation(len(self))
-                yield epoch, self.examples[order[row % len(self)]]
+                yield epoch, order, row % len(self)
 
-        def make(place: tuple[int, Example]) -> tuple[Tensor, Target]:
-            epoch, example = place
-            draws = np.random.default_rng([seed, epoch, zlib.crc32(example.id.encode())])
-            if isinstance(self.protocol, Segmentation):
-                return self._crop(example, draws)
-            return self._whole(example, draws)
+        def make(place: tuple[int, NDArray[np.int64], int]) -> tuple[Tensor, Target]:
+            epoch, order, first = place
+            for further in range(len(self)):
+                example = self.examples[order[(first + further) % len(self)]]
+                draws = np.random.default_rng([seed, epoch, zlib.crc32(example.id.encode())])
+                learnt = self._crop if isinstance(self.protocol, Segmentation) else self._whole
+                made = self._tried(functools.partial(learnt, draws=draws), example)
+                if made is not None:
+                    return made
+            raise AssertionError
 
         for rows in chunks(in_threads(make, places(), threads=os.cpu_count() or 1), size):
             yield [image for image, _ in rows], [target for _, target in rows]
 
     def scored(self) -> Iterator[tuple[Tensor, Target]]:
-        """Every picture as the network wants it, and what is true of it at its own size."""
+        """Every picture that can be used as the network wants it, and what is true of it at its own size."""
 
         def make(example: Example) -> tuple[Tensor, Target]:
             picture = example.picture()
@@ -89,7 +98,24 @@ class DenseRows:
                 truth["masks"] = torch.from_numpy(example.masks())
             return _unit(np.asarray(picture)), truth
 
-        yield from in_threads(make, self.examples, threads=os.cpu_count() or 1)
+        made = in_threads(functools.partial(self._tried, make), self.examples, threads=os.cpu_count() or 1)
+        yield from (each for each in made if each is not None)
+
+    def _tried(self, make: Callable[[Example], _R], example: Example) -> _R | None:
+        """What ``make`` makes of a picture; None, and counted, if it cannot be used."""
+        place = f"{example.images.uri}/{example.name}"
+        if place in self.bad:
+            return None
+        try:
+            return make(example)
+        except BadPictureError as error:
+            self.bad[place] = str(error)
+        if len(self.bad) > MOST_BAD * len(self):
+            raise UserError(
+                f"{self.bad[place]} ({len(self.bad)} of {len(self):,} pictures cannot be used; more than {MOST_BAD:.0%} are "
+                "too many)"
+            )
+        return None
 
     @property
     def _masks(self) -> bool:
@@ -160,7 +186,10 @@ def read_annotated(uris: str, images: str | None, protocol: Dense, option: str) 
         sets.append(read_voc(uri, maps=maps))
     if maps and len({bool(each.examples[0].maps) for each in sets}) > 1:
         raise UserError(f"{option} {uris}: classes of COCO have names and those of VOC's maps numbers; take one format")
-    return joined(sets)
+    found = joined(sets)
+    if maps and len(found.classes) >= UNLABELLED:
+        raise UserError(f"{option} {uris}: {len(found.classes)} classes; a map of classes holds {UNLABELLED - 1} at most")
+    return found
 
 
 def _boxes(example: Example, chosen: Any) -> Target:

@@ -49,12 +49,15 @@ class LabelledRows:
     Args:
         share: of the labelled rows.
         most_rows: about so many rows at most, every class alike.
+        again: batches are made more than once, so that image files are kept where they fit.
 
     Raises:
         UserError: no shards there, no labels in them, or, of its batches, more unreadable pictures than `MOST_BAD`.
     """
 
-    def __init__(self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, uri: str, *, share: float = 1.0, most_rows: int | None = None, seed: int = 0, again: bool = True
+    ) -> None:
         self.uri, self.shards, self.seed = uri, Shards(uri), seed
         groups = list(self.shards.iter_groups(["id", "label"]))
         ids = [identifier for group in groups for identifier in group["id"].to_pylist()]
@@ -70,7 +73,7 @@ class LabelledRows:
         rows = [np.flatnonzero(chosen[start:end]) for start, end in itertools.pairwise(starts)]
         self._rows = {group: mine for group, mine in enumerate(rows) if len(mine)}  # of each row group, those that are in
         size = sum(int(file["bytes"]) for file in self.shards.manifest.files)
-        self._keeps = size * len(self) <= KEPT_BYTES * len(labels)
+        self._keeps = again and size * len(self) <= KEPT_BYTES * len(labels)
         self._kept: dict[int, list[Row]] = {}
         self.bad: set[str] = set()  # ids of pictures that could not be read
 
@@ -158,3 +161,29 @@ class LabelledRows:
             labels = np.concatenate([made.labels for made, _ in parts])
             if len(labels):
                 yield Labelled(np.concatenate([made.images for made, _ in parts]), labels)
+
+
+def check_classes(train: Shards, test: Shards) -> None:
+    """Refuse two data sets in which one number means two classes. One may lack the other's last classes.
+
+    Raises:
+        UserError: which number, and how to mend it.
+    """
+    pairs = zip(train.manifest.classes, test.manifest.classes, strict=False)
+    for number, (learnt, scored) in enumerate(pairs):
+        if learnt != scored:
+            raise UserError(
+                f"{test.folder.uri}: not the classes of {train.folder.uri} (number {number} is {scored!r}, there {learnt!r}); "
+                "make both with the same --classes FILE"
+            )
+
+
+def check_pair(train: LabelledRows, test: LabelledRows) -> None:
+    """Refuse rows that no classifier could be learnt from, or be scored by.
+
+    Raises:
+        UserError: see :func:`check_classes`; or the training rows are of one class.
+    """
+    check_classes(train.shards, test.shards)
+    if len(set(train.labels.tolist())) < 2:
+        raise UserError(f"{train.uri}: a classifier needs images of at least two classes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -25,16 +25,18 @@ class Outcome:
 
     Args:
         about: which training this is, as plain values; nothing else may go on from its state.
+        files: names of the weights it will write.
 
     Raises:
         UserError: the folder holds something else.
     """
 
-    def __init__(self, out: str, about: dict[str, Any]) -> None:
-        self.folder, self.about = Storage(out), json.loads(json.dumps(about))
+    def __init__(self, out: str, about: dict[str, Any], files: Sequence[str]) -> None:
+        self.folder, self.about, self.files = Storage(out), json.loads(json.dumps(about)), files
         if self.folder.exists("config.yaml"):
             raise UserError(f"--out {self.folder.uri}: is a run; give a folder of its own")
-        self._checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=1)
+        # Two: the newer one is replaced by one of the same step, once that is scored.
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", keep_last=2)
 
     def found(self, kind: Callable[..., _R]) -> tuple[dict[str, Any] | None, list[_R]]:
         """State and figures, each a ``kind``, of an earlier life; no state where there is none, or where all is done."""
@@ -48,6 +50,7 @@ class Outcome:
                 state, manifest = saved
                 about, rows = manifest["about"], manifest["epochs"]
             else:
+                self._refuse_foreign()
                 return None, []
             history = [kind(**row) for row in rows]
         except (ValueError, KeyError, TypeError):
@@ -56,10 +59,17 @@ class Outcome:
             raise UserError(f"--out {uri}: holds a training of other weights, data or settings; name another folder")
         return state, history
 
-    def save(self, state: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """The state after as many epochs as there are rows of figures."""
+    def _refuse_foreign(self) -> None:
+        """Raise a UserError where a training that begins would write over what others left."""
+        there = [f"checkpoints/{name}" for name in self._checkpoints.foreign()]
+        there += [name for name in self.files if self.folder.exists(name)]
+        if there:
+            raise UserError(f"--out {self.folder.uri}: holds a {there[0]} that others left; give a folder of its own")
+
+    def save(self, state: dict[str, Any], rows: list[dict[str, Any]], step: int) -> None:
+        """The state after so many steps or epochs, and the figures until then."""
         about = {"epoch": len(rows), "row": 0, "about": self.about, "epochs": rows, "version": __version__}
-        self._checkpoints.save(len(rows), state, about)
+        self._checkpoints.save(step, state, about)
 
     def finish(self, weights: dict[str, tuple[nn.Module, dict[str, str]]], rows: list[dict[str, Any]], **more: Any) -> None:
         """The weights, by file with notes of theirs, then the results, and no state any more."""
@@ -67,7 +77,7 @@ class Outcome:
             self.folder.write(file, safetensors.torch.save(_plain(module), {"format": "pt", **notes}))
         results = {"about": self.about, **more, "epochs": rows, "version": __version__}
         self.folder.write(RESULTS, json.dumps(results, indent=1).encode())
-        self.folder.delete("checkpoints")
+        self._checkpoints.clear()
 
 
 def digest_of(module: nn.Module) -> str:

@@ -33,11 +33,6 @@ class Labelled:
     ids: list[str]
 
 
-def load_images(config: Config, uri: str, max_rows: int | None = None) -> Labelled:
-    """All labelled images of a data set, or about ``max_rows`` of them; none if the shards hold no labels."""
-    return _load(uri, max_rows, 0, 1, *evaluation_sizes(config))
-
-
 _KEPT: dict[tuple[Any, ...], Labelled] = {}  # the last: wanted again at the next probe, and by a sweep's next trial here
 KEPT_BYTES = 1 << 30
 
@@ -129,9 +124,12 @@ def _fraction(identifier: str, purpose: str) -> float:
     return int.from_bytes(digest, "little") / 2.0**64
 
 
-def pixel_features(images: NDArray[np.uint8]) -> Tensor:
-    """``(N, 3 * 16 * 16)`` floats of pictures shrunk by area; grey pictures give one channel."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    if bool((pixels == pixels[:, :1]).all()):
-        pixels = pixels[:, :1]
-    return torch.nn.functional.adaptive_avg_pool2d(pixels, 16).flatten(1)
+def shrunk(images: NDArray[np.uint8]) -> Tensor:
+    """``(N, 3, 16, 16)`` floats of pictures shrunk by area."""
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, 16)
+
+
+def pixel_features(*sets: Tensor) -> list[Tensor]:
+    """``(N, 3 * 16 * 16)`` of each set of shrunk pictures; one channel of it where all sets are grey."""
+    grey = all(bool((pixels == pixels[:, :1]).all()) for pixels in sets)
+    return [(pixels[:, :1] if grey else pixels).flatten(1) for pixels in sets]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from swav_ray.config import Config
 from swav_ray.errors import UserError
 from swav_ray.evaluate import Score, knn_grid, linear_probe
 from swav_ray.train.backbones import Loaded, View, load
-from swav_ray.train.probe import features_of, load_images, pixel_features
+from swav_ray.train.build import evaluation_sizes
+from swav_ray.train.labelled import LabelledRows, check_pair
+from swav_ray.train.probe import features_of, pixel_features, shrunk
 
 SVM_ROWS = 10_000  # its cost grows with the square
 QUICK_ROWS = 2000, 1000  # of `--quick`: to learn from, and to score on
@@ -40,47 +46,62 @@ def score_run(
         quick: with about :data:`QUICK_ROWS` images only.
 
     Raises:
-        UserError: no data, no labels, or no such weights.
+        UserError: no data, no labels or those of one class, no such weights, or features that are not finite.
     """
     ks, temperatures = [k] if isinstance(k, int) else k, [temperature] if isinstance(temperature, float) else temperature
     loaded = load(uri)
-    config, backbone = scored_on(uri, loaded, train, test, size), loaded.backbone
-    place = config.data.test
+    config = scored_on(uri, loaded, train, test, size)
     most = QUICK_ROWS if quick else (None, None)
-    shown, held = load_images(config, config.data.train, most[0]), load_images(config, place, most[1])
-    for name, data in ((config.data.train, shown), (place, held)):
-        if not len(data.labels):
-            raise UserError(f"{name}: holds no labelled images, so there is nothing to score with")
-    labels, test_labels = torch.from_numpy(shown.labels), torch.from_numpy(held.labels)
+    shown = LabelledRows(config.data.train, most_rows=most[0], again=False)
+    held = LabelledRows(config.data.test, most_rows=most[1], again=False)
+    check_pair(shown, held)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    modules = loaded.backbone.to(device), loaded.untrained().to(device)
+    kinds = [partial(features_of, config, module, device=device) for module in modules]
+    features, labels = _embed(config, shown, [*kinds, shrunk])
+    test_features, test_labels = _embed(config, held, [*kinds, shrunk])
 
     def lines(name: str, train_features: torch.Tensor, test_features: torch.Tensor) -> Iterator[str]:
         rows = train_features, labels, test_features, test_labels
-        if kind != "knn":
-            yield _line(name, linear_probe(*rows))
-            return
-        scores = knn_grid(*rows, ks=ks, temperatures=temperatures)
-        for (neighbours, heat), score in scores.items():
-            which = f"k {neighbours:<5} temperature {heat:<6g}" if len(scores) > 1 else ""
+        try:
+            scores: dict[Any, Score]
+            scores = knn_grid(*rows, ks=ks, temperatures=temperatures) if kind == "knn" else {None: linear_probe(*rows)}
+        except ValueError as error:  # features that are not finite
+            raise UserError(f"{uri}: {error}") from None
+        for at, score in scores.items():
+            which = f"k {at[0]:<5} temperature {at[1]:<6g}" if at and len(scores) > 1 else ""
             yield _line(name, score, which)
 
-    def of(name: str, module: torch.nn.Module) -> Iterator[str]:
-        module = module.to(device)
-        yield from lines(name, *(features_of(config, module, data.images, device) for data in (shown, held)))
-
     what = f"weighted {'/'.join(map(str, ks))}-NN" if kind == "knn" else "linear probe"
-    yield f"{what} on {len(test_labels):,} test images ({place}), classifier from {len(labels):,} training images"
+    yield f"{what} on {len(test_labels):,} test images ({held.uri}), classifier from {len(labels):,} training images"
     if quick:
         yield QUICK
-    yield from of("this run" if loaded.run else "these weights", backbone)
-    torch.manual_seed(config.seed)
-    yield from of("untrained backbone", loaded.untrained())
-    pixels, test_pixels = pixel_features(shown.images), pixel_features(held.images)
+    for name in ("this run" if loaded.run else "these weights", "untrained backbone"):
+        yield from lines(name, features.pop(0), test_features.pop(0))
+    pixels, test_pixels = pixel_features(features.pop(), test_features.pop())
     yield from lines("raw 16x16 pixels", pixels, test_pixels)
     if kind == "probe" and len(pixels) <= SVM_ROWS:
         svm = _svm(pixels, labels, test_pixels, test_labels)
         if svm is not None:
             yield _line("RBF-SVM on pixels", svm)
+    unreadable = len(shown.bad) + len(held.bad)
+    if unreadable:
+        yield f"  {unreadable} unreadable images were left out"
+
+
+def _embed(
+    config: Config, rows: LabelledRows, kinds: Sequence[Callable[[NDArray[np.uint8]], torch.Tensor]]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What each of ``kinds`` makes of all pictures ``(B, S, S, 3)``, and their labels; a batch is in memory at a time."""
+    size, resize = evaluation_sizes(config)
+    found: list[list[torch.Tensor]] = [[] for _ in kinds]
+    labels = []
+    for batch in rows.test_batches(resize, size):
+        labels.append(torch.from_numpy(batch.labels))
+        for parts, kind in zip(found, kinds, strict=True):
+            parts.append(kind(batch.images))
+    return [torch.cat(parts) for parts in found], torch.cat(labels)
 
 
 def scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, size: int | None) -> Config:
@@ -105,10 +126,14 @@ def scored_on(uri: str, loaded: Loaded, train: str | None, test: str | None, siz
 
 def probe_on_test(config: Config, backbone: torch.nn.Module) -> Score:
     """The linear probe of a backbone on the test data, its classifier from all labelled training images."""
-    train, held = load_images(config, config.data.train), load_images(config, config.data.test)
-    device = next(backbone.parameters()).device
-    features = [features_of(config, backbone, data.images, device) for data in (train, held)]
-    return linear_probe(features[0], torch.from_numpy(train.labels), features[1], torch.from_numpy(held.labels))
+    train, held = (LabelledRows(uri, again=False) for uri in (config.data.train, config.data.test))
+    check_pair(train, held)
+    kind = partial(features_of, config, backbone, device=next(backbone.parameters()).device)
+    ((features,), labels), ((test_features,), test_labels) = (_embed(config, rows, [kind]) for rows in (train, held))
+    try:
+        return linear_probe(features, labels, test_features, test_labels)
+    except ValueError as error:
+        raise UserError(f"run {config.name!r}: {error}") from None
 
 
 def _svm(pixels: torch.Tensor, labels: torch.Tensor, test_pixels: torch.Tensor, test_labels: torch.Tensor) -> Score | None:

@@ -28,7 +28,7 @@ def run_dense(
 
     Args:
         train, test, train_images, test_images: as of `read_annotated`.
-        out: folder of the weights and of `results.json`; the same call goes on from the last scoring saved there.
+        out: folder of the weights and of `results.json`; the same call goes on from the last state saved there.
         quick: with `QUICK_ROWS` small pictures and a few steps.
 
     Raises:
@@ -49,16 +49,19 @@ def run_dense(
         yield f"  {shown.empty:,} pictures without objects were left out"
     if learnt.without_area or scored.without_area:
         yield f"  {learnt.without_area + scored.without_area:,} boxes without area were left out"
-    if training.history:
-        yield f"  {training.history[-1].step:,} of {protocol.steps:,} steps were done before"
+    if training.step:
+        yield f"  {training.step:,} of {protocol.steps:,} steps were done before"
     for row in training.run():
         yield f"  step {row.step:>6,}/{protocol.steps:,}  loss {row.loss:.4f}  {_figures(row)}"
     history = training.history
     best = max(history, key=lambda row: next(iter(row.figures.values())))
-    yield f"on {len(held):,} test pictures ({test})"
+    yield f"on {len(held) - len(held.bad):,} test pictures ({test})"
     yield f"  {'last step':<20} {_figures(history[-1])}"
     if len(history) > 1:
         yield f"  {f'best, step {best.step:,}':<20} {_figures(best)}   chosen on these very pictures"
+    unusable = len(shown.bad) + len(held.bad)
+    if unusable:
+        yield f"  {unusable} pictures that cannot be used were left out, for one {next(iter((shown.bad | held.bad).values()))}"
     if out is not None:
         yield f"saved: {out}"
 

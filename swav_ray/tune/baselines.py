@@ -11,7 +11,7 @@ from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.evaluate import Score, linear_probe
 from swav_ray.train.build import build_model
-from swav_ray.train.probe import features_of, held_out, pixel_features, probe_images
+from swav_ray.train.probe import features_of, held_out, pixel_features, probe_images, shrunk
 
 FILE = "baselines.json"
 
@@ -27,7 +27,8 @@ def measure_baselines(config: Config, folder: Storage) -> list[dict[str, Any]]:
     if len(data.ids) >= 10 and labels[~held].unique().numel() > 1 and held.any():
         torch.manual_seed(config.seed)
         untrained = features_of(config, build_model(config).backbone, data.images, torch.device("cpu"))
-        for name, features in (("random init", untrained), ("raw 16x16 pixels", pixel_features(data.images))):
+        (pixels,) = pixel_features(shrunk(data.images))
+        for name, features in (("random init", untrained), ("raw 16x16 pixels", pixels)):
             score: Score = linear_probe(features[~held], labels[~held], features[held], labels[held])
             rows.append({"name": name, "probe/top1": score.top1, "stderr": score.top1_stderr})
     folder.write(FILE, json.dumps(rows).encode())

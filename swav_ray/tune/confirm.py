@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from swav_ray.config import Config
+from swav_ray.data.shards import Shards
 from swav_ray.errors import UserError
+from swav_ray.train.labelled import check_classes
 from swav_ray.tune.ledger import Ledger
 from swav_ray.tune.running import run_trials, trial_resources, view_of
 from swav_ray.tune.sampling import Proposal
@@ -73,6 +75,7 @@ def confirm(sweep: Sweep) -> tuple[pd.DataFrame, bool]:
     space, folder = sweep.space, sweep.folder
     if not sweep.base.data.test:
         raise UserError(f"data.test of {space.recipe} is not set; give labelled test shards with --set data.test=FOLDER")
+    check_classes(Shards(sweep.base.data.train), Shards(sweep.base.data.test))  # now, not after the trainings
     found = candidates(sweep.study, space.confirm.top_k)
     if len(found) < 2:
         raise UserError(f"sweep {space.name}: nothing to confirm, no trial but the baseline is complete; run the sweep first")

@@ -46,6 +46,7 @@ def test_quick_and_sized() -> None:
     quick = load_dense("detection", "mask-rcnn").quick()
     assert (quick.steps, quick.batch_size, quick.side, quick.rounds()) == (10, 4, 224, [10])
     assert quick.sizes == (179, 188, 197, 206, 215, 224) and quick.max_size == 373
+    assert Segmentation(head="deeplabv3", images_per_pass=6).quick().images_per_pass == 0  # 4 are one pass
     half = load_dense("segmentation").sized(260)
     assert (half.size, half.crop) == (260, 240)
     small = Segmentation(steps=3, size=64, crop=64).quick()
@@ -65,6 +66,11 @@ def test_quick_and_sized() -> None:
             "segmentation",
             "head: deeplabv3\nimages_per_pass: 1",
             "{file}: images_per_pass 1: deeplabv3 normalises over the images",
+        ),
+        (
+            "segmentation",
+            "head: deeplabv3\nimages_per_pass: 5",
+            "{file}: images_per_pass 5: deeplabv3 normalises over the images of a pass; of 16 none may stay alone in one",
         ),
         ("segmentation", "batch_norm: synced", "{file}:1: batch_norm = 'synced': input should be 'live' or 'frozen'"),
     ],

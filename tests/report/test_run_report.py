@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 from swav_ray import cli
+from swav_ray.data.shards import Shards
 from swav_ray.data.storage import Storage
 from swav_ray.errors import without_credentials
 from swav_ray.report import history as history_module
 from swav_ray.report.history import POINTS, Curve, read_history
+from swav_ray.report.pictures import look
 from swav_ray.report.run import run_page
-from swav_ray.train.backbones import read_config
+from swav_ray.train.backbones import load_model, read_config
 from swav_ray.train.metrics import read_metrics
 from swav_ray.tune.leaderboard import leaderboard
 from swav_ray.tune.report import write_report
@@ -97,6 +99,20 @@ def test_a_tiny_real_run_gives_a_whole_page(trained: Path) -> None:
     assert probe["error_y"]["array"] == [row["probe/top1_stderr"] for row in scored] and len(scored) == 2
     assert f"step {STEPS}" in page and f"Configuration {read_config(str(trained / 'runs' / 'tiny')).hash()}" in page
     assert "No event is recorded" in section(page, "workers")
+
+
+def test_few_images_are_read_from_as_few_row_groups(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a store a row group is the least there is to read; the images come from all parts of the data."""
+    read, groups = Shards.read_group, []
+
+    def counted(self: Shards, group: int, *columns: Any) -> Any:
+        groups.append(group)
+        return read(self, group, *columns)
+
+    monkeypatch.setattr(Shards, "read_group", counted)
+    config, model = load_model(str(trained / "runs" / "tiny"))
+    assert len(look(config, model, 3).jpegs) == 3 and len(set(groups)) == len(groups) == 3
+    assert len(look(config, model, 40).jpegs) == 40 and len(groups) == 3 + 6
 
 
 def test_prototypes_show_their_nearest_images_and_the_map_all_by_class(trained: Path) -> None:

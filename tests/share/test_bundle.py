@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from swav_ray.config import Config
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 from swav_ray.share import bundle as bundles
+from swav_ray.share import contents
 from swav_ray.share.bundle import pack
 from swav_ray.share.unpack import unpack
+from swav_ray.swav.model import SwAV
 from swav_ray.train.backbones import load, load_run
 from tests.train.small import small_config, small_shards, train_here
 
@@ -86,6 +90,20 @@ def test_a_run_on_s3(run, s3, tmp_path):
     assert list(single.files) == ["metrics.jsonl"]
 
 
+def test_the_card_tells_of_the_weights_beside_it(run, tmp_path):
+    """Where the newest checkpoint is damaged, the one before it goes out, with the figures of then."""
+    shutil.copytree(run, tmp_path / "damaged")
+    newest = max((tmp_path / "damaged" / "checkpoints").iterdir())
+    (newest / "state.pt").write_bytes(b"junk")
+    folder, manifest = opened(str(tmp_path / "damaged"), tmp_path)
+    card = (folder / "README.md").read_text()
+    assert 0 < manifest["step"] < int(newest.name.removeprefix("step-"))
+    assert f"| steps | {manifest['step']:,} of " in card
+    losses = {row["step"]: row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").open()) if "verdict" in row}
+    last = losses[max(step for step in losses if step <= manifest["step"])]
+    assert f"| last loss | {last:.4f} " in card
+
+
 def test_the_bundle_is_a_plain_zip_that_says_nothing_of_this_machine(run, tmp_path):
     packed = pack(str(run), tmp_path)
     with zipfile.ZipFile(packed.path) as archive:
@@ -114,8 +132,9 @@ def test_what_cannot_be_shared_says_why(run, tmp_path, monkeypatch):
     assert "write them as safetensors first" in refused("weights.pth")
     (tmp_path / "weights.onnx").write_bytes(pickle.dumps([1]))
     assert "a pickle or an archive under a false name" in refused("weights.onnx")
-    (tmp_path / "weights.safetensors").write_bytes(b"\x10" + bytes(30))
-    assert "not a whole safetensors file" in refused("weights.safetensors")
+    for content in (b"\x10" + bytes(30), pickle.dumps([1])):
+        (tmp_path / "weights.safetensors").write_bytes(content)
+        assert "not a whole safetensors file" in refused("weights.safetensors")
     (tmp_path / "a b.txt").write_text("x")
     assert "give the file a name of letters" in refused("a b.txt")
     (tmp_path / "manifest.json").write_text("{}")
@@ -125,6 +144,27 @@ def test_what_cannot_be_shared_says_why(run, tmp_path, monkeypatch):
     (tmp_path / "long.txt").write_bytes(b"x" * 2000)
     monkeypatch.setattr(bundles, "MOST_BYTES", 1000)
     assert "too large" in refused("long.txt")
+
+
+def test_a_head_is_no_pickle_whatever_its_length(tmp_path):
+    """A safetensors file begins with the length of its header, of a ResNet-50's head 80 03: a pickle's first bytes."""
+    head = SwAV(nn.Identity(), num_features=2048, hidden_dim=2048, feature_dim=128, num_prototypes=30).state_dict()
+    save_file(head, tmp_path / "head.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "head.safetensors").read_bytes()[:2] == b"\x80\x03"
+    folder, manifest = opened(str(tmp_path / "head.safetensors"), tmp_path)
+    assert list(manifest["files"]) == ["head.safetensors"] and load_file(folder / "head.safetensors").keys() == head.keys()
+
+
+def test_the_largest_bundle_is_a_zip_of_the_first_kind(tmp_path, monkeypatch):
+    """As large beside a limit of 1 MiB as the real one beside 2 GiB, less the directory."""
+    assert contents.MOST_BYTES < zipfile.ZIP64_LIMIT - 2**20
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 2**20 - 1)
+    monkeypatch.setattr(bundles, "MOST_BYTES", 2**20 - 2**12)
+    (tmp_path / "a.txt").write_bytes(b"x" * (2**20 - 2**12))
+    opened(str(tmp_path / "a.txt"), tmp_path)
+    (tmp_path / "b.txt").write_bytes(b"x" * 2**20)
+    with pytest.raises(UserError, match=r"b\.txt: too large"):
+        pack(str(tmp_path / "b.txt"), tmp_path)
 
 
 def test_the_name_at_the_receivers_is_plain(tmp_path):

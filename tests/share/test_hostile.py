@@ -152,7 +152,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "torch file": (lambda: make({"a.pth": pickle.dumps(Payload())}), "not of a kind a bundle takes"),
     "program": (lambda: make({"a.py": b"import os"}), "not of a kind a bundle takes"),
     "no suffix": (lambda: make({"a": b"x"}), "not of a kind a bundle takes"),
-    "pickle as safetensors": (lambda: make({"a.safetensors": pickle.dumps(Payload())}), "under a false name"),
+    "pickle as safetensors": (lambda: make({"a.safetensors": pickle.dumps(Payload())}), "not a whole safetensors"),
     "pickle as onnx": (lambda: make({"a.onnx": pickle.dumps(Payload())}), "under a false name"),
     "torch zip as onnx": (lambda: make({"a.onnx": make(GOOD)}), "under a false name"),
     "pickle as text": (lambda: make({"a.yaml": pickle.dumps(Payload())}), "not a text"),

@@ -48,9 +48,11 @@ def test_without_onednns_product_it_is_a_plain_one(monkeypatch) -> None:
         assert (value - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("case", ["large", "narrow", "evaluation", "empty"])
+@pytest.mark.parametrize("case", ["large", "narrow", "evaluation", "empty", "dilated"])
 def test_all_else_is_torchs_own(monkeypatch, case: str) -> None:
     monkeypatch.setattr(small_conv._SmallConv, "apply", lambda *_: pytest.fail("went the other way"))
     channels = small_conv.FEWEST_CHANNELS - (case == "narrow")
     conv = Conv3x3(channels, 4).train(case != "evaluation")
+    if case == "dilated":
+        conv.dilation = conv.padding = (2, 2)
     conv(torch.randn(0 if case == "empty" else 2, channels, *(2 * [4 if case == "large" else 3])))

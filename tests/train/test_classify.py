@@ -14,6 +14,7 @@ from swav_ray import load_backbone
 from swav_ray.errors import UserError
 from swav_ray.evaluate.features import normalise
 from swav_ray.evaluate.protocol import Protocol, load_protocol
+from swav_ray.export import export
 from swav_ray.swav.resnet import resnet
 from swav_ray.train.backbones import View, load
 from swav_ray.train.classify import HEAD, TRUNK, Classification, Epoch
@@ -104,6 +105,10 @@ def test_a_stopped_training_goes_on_to_the_same_end(untrained: str, digits: Digi
     assert not Path(out, RESULTS).exists()
     with pytest.raises(UserError, match="holds a training of other weights, data or settings; name another folder"):
         begin(protocol.model_copy(update={"lr": 0.5}))
+    labels, train.labels = train.labels, train.labels[::-1].copy()
+    with pytest.raises(UserError, match="other weights, data or settings"):
+        begin()
+    train.labels = labels
     resumed = begin()
     assert len(resumed.history) == 2
     assert len(list(resumed.run())) == 2 and resumed.history == whole
@@ -113,6 +118,35 @@ def test_a_stopped_training_goes_on_to_the_same_end(untrained: str, digits: Digi
     assert begin().history == whole and not list(begin().run())  # done: nothing is trained again
     with pytest.raises(UserError, match="other weights"):
         begin(weights=str(tmp_path / "whole"))
+
+
+class Dropping(torch.nn.Module):
+    """A trunk with dropout."""
+
+    def __init__(self, trunk: torch.nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.dropout, self.num_features = trunk, torch.nn.Dropout(0.5), trunk.num_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.trunk(images))
+
+
+def test_a_stopped_training_with_dropout_goes_on_to_the_same_end(untrained: str, digits: Digits, tmp_path: Path) -> None:
+    protocol = load_protocol("finetune", {**SMALL, "epochs": 2, "step_epochs": [1], "lr": 0.05})
+    train, test = LabelledRows(digits.train, most_rows=100, seed=31), LabelledRows(digits.test, most_rows=100)
+
+    def begin(out: str) -> Classification:
+        return Classification(Dropping(load(untrained).backbone), VIEW, protocol, train, test, str(tmp_path / out))
+
+    whole = begin("whole")
+    list(whole.run())
+    running = begin("stopped").run()
+    next(running)
+    running.close()
+    torch.manual_seed(77)
+    resumed = begin("stopped")
+    assert len(resumed.history) == 1 and len(list(resumed.run())) == 1 and resumed.history == whole.history
+    assert all(map(torch.equal, resumed.model.parameters(), whole.model.parameters()))
 
 
 def test_the_screen_tells_last_from_best(learnt: str, digits: Digits, tmp_path: Path) -> None:
@@ -143,10 +177,28 @@ def test_mistakes(learnt: str, untrained: str, digits: Digits, tmp_path: Path) -
             list(run_protocol(untrained, protocol, digits.test, **{"train": digits.train, "size": 28, **changes}))
 
 
+def test_what_others_left_in_out_stays(untrained: str, digits: Digits, tmp_path: Path) -> None:
+    """Weights are not written over, and of `checkpoints/` nothing is removed that is not the training's own."""
+    protocol = load_protocol("semi-10", {**SMALL, "epochs": 2, "step_epochs": [1]})
+    export(untrained, str(tmp_path / "export"), "safetensors")
+    mine = tmp_path / "mine" / "checkpoints" / "step-best"
+    mine.mkdir(parents=True)
+    for folder, found in (("export", TRUNK), ("mine", "checkpoints/step-best")):
+        with pytest.raises(UserError, match=f"--out .*{folder}: holds a {found} that others left; give a folder of its own"):
+            trained(untrained, digits, protocol, str(tmp_path / folder), rows=100)
+    out = tmp_path / "out"
+    train, test = LabelledRows(digits.train, most_rows=100), LabelledRows(digits.test, most_rows=100)
+    running = Classification(load(untrained).backbone, VIEW, protocol, train, test, str(out)).run()
+    next(running)
+    (out / "checkpoints" / "step-best").mkdir()
+    assert len(list((out / "checkpoints").iterdir())) == 2 and list(running)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-best"]
+
+
 def test_class_names_must_agree(untrained: str, digits: Digits) -> None:
     train, test = LabelledRows(digits.train, most_rows=100), LabelledRows(digits.test, most_rows=100)
     test.shards.manifest.classes = list("abcdefghij")
-    with pytest.raises(UserError, match=r"not the classes of .*; make both with the same --classes FILE"):
+    with pytest.raises(UserError, match=r"not the classes of .* \(number 0 is 'a', there '0'\); make both with the same"):
         Classification(load(untrained).backbone, VIEW, load_protocol("linear"), train, test)
     train.labels[:] = 4
     test.shards.manifest.classes = []

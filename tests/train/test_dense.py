@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +20,12 @@ from swav_ray import load_backbone
 from swav_ray.errors import UserError
 from swav_ray.evaluate.dense_protocol import Dense, Detection, Segmentation
 from swav_ray.swav.resnet import resnet
+from swav_ray.train import dense, dense_rows
 from swav_ray.train.backbones import View, load
-from swav_ray.train.dense import MODEL, DenseTraining, Round, open_dense
+from swav_ray.train.dense import MODEL, DenseTraining, Round, _digest, open_dense
 from swav_ray.train.dense_rows import DenseRows, read_annotated
 from swav_ray.train.outcome import RESULTS
+from swav_ray.train.transfer import run_dense
 from tests.commands import Ended, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,10 +166,94 @@ def test_a_stopped_training_goes_on_to_the_same_end(task: str, weights: str, dat
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_nothing_but_the_last_steps_is_lost_wherever_it_ends(
+    weights: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a round, in a scoring, and in the next round: what is left to do gives what it would have given."""
+    protocol = Segmentation(**SEGMENTATION, steps=4, score_every=2)
+    whole = training(weights, data.maps, protocol)
+    list(whole.run())
+    monkeypatch.setattr(dense, "SAVE_STEPS", 1)
+    out = str(tmp_path / "out")
+    for where, calls, steps, rounds in (("loss_of", 1, 1, 0), ("_score", 0, 2, 0), ("loss_of", 1, 3, 1), ("", 0, 4, 2)):
+        run = training(weights, data.maps, protocol, out)
+        with monkeypatch.context() as patch:
+            left = [None] * calls
+            place: Any = DenseTraining if where == "_score" else dense
+            real = getattr(place, where, None)
+
+            def ends(*args: Any, real: Any = real, left: list[None] = left) -> Any:
+                if not left:
+                    raise KeyboardInterrupt
+                left.pop()
+                return real(*args)
+
+            if where:
+                patch.setattr(place, where, ends)
+                with pytest.raises(KeyboardInterrupt):
+                    list(run.run())
+            else:
+                list(run.run())
+        assert (run.step, len(run.history)) == (steps, rounds)
+    assert run.history == whole.history
+    for ours, theirs in zip(run.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_pictures_that_cannot_be_used_are_counted_and_too_many_are_an_error(
+    weights: str, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches stay whole, another picture in its place; nobody is scored on it."""
+    source = Path(data.maps[0]).parents[2]
+    shutil.copytree(source, tmp_path / "voc")
+    first, second = (str(tmp_path / "voc" / Path(file).relative_to(source)) for file in data.maps)
+    files = first, second
+    protocol = Segmentation(**{**SEGMENTATION, "flip": 0}, steps=6)
+    for file, word in ((files[0], b"no picture"), (files[1], b"")):
+        picture = tmp_path / "voc" / "JPEGImages" / f"{Path(file).read_text().split()[0]}.jpg"
+        assert picture.exists()
+        picture.write_bytes(word)
+    with pytest.raises(UserError, match=r"JPEGImages/.*: cannot be read: .* \(1 of 12 pictures cannot be used; more than 1%"):
+        list(training(weights, files, protocol).run())
+    monkeypatch.setattr(dense_rows, "MOST_BAD", 0.2)
+    run = training(weights, files, protocol)
+    seen = [len(images) for images, _ in run.train.batches(0, 6)]
+    assert seen == [4] * 6 and len(run.train.bad) == 1
+    again = next(training(weights, files, protocol).train.batches(4, 6))
+    assert torch.equal(torch.stack(again[0]), torch.stack(next(run.train.batches(4, 5))[0]))
+    assert len(list(run.test.scored())) == 5 and len(run.test.bad) == 1
+    lines = list(run_dense(weights, protocol.model_copy(update={"steps": 1}), *files))
+    assert lines[3] == f"on 5 test pictures ({files[1]})" and lines[-1].startswith("  ")
+    assert "pictures that cannot be used were left out, for one " in lines[-1]
+
+
+def test_other_annotations_of_the_same_pictures_are_another_training(weights: str, data: Data, tmp_path: Path) -> None:
+    protocol = Detection(**DETECTION, head="mask-rcnn")
+    rows = DenseRows(read_annotated(data.coco[0], None, protocol, "--train"), protocol, View(), learns=True)
+    first, digests = rows.examples[0], [_digest(rows)]
+    assert first.outlines is not None and len(first.labels)
+    for changes in ({"crowd": ~first.crowd}, {"outlines": (*first.outlines[:-1], [[0, 0, 9, 0, 9, 9]])}):
+        rows.examples[0] = replace(first, **changes)
+        digests.append(_digest(rows))
+    assert len(set(digests)) == 3
+
+
+def test_more_classes_than_a_map_can_hold(data: Data, tmp_path: Path) -> None:
+    content = json.loads(Path(data.coco[0]).read_text())
+    first = max(each["id"] for each in content["categories"]) + 1
+    content["categories"] += [{"id": first + n, "name": f"none {n}"} for n in range(255 - len(content["categories"]))]
+    file = tmp_path / "many.json"
+    file.write_text(json.dumps(content))
+    images = read_annotated(data.coco[0], None, Detection(), "--train").examples[0].images.uri
+    assert len(read_annotated(str(file), images, Detection(), "--train").classes) == 255
+    with pytest.raises(UserError, match=r"--train .*many\.json: 255 classes; a map of classes holds 254 at most"):
+        read_annotated(str(file), images, Segmentation(), "--train")
+
+
 def test_the_rate_of_the_last_step(weights: str, data: Data) -> None:
     """Is the schedule's, ten times that for the second classifier."""
     run = training(weights, data.maps, Segmentation(**SEGMENTATION, steps=4))
-    run._learn(0, 3)
+    run._learn(3)
     assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.02 * 0.5**0.9, 0.2 * 0.5**0.9])
 
 
@@ -177,7 +265,8 @@ def test_passes_are_one_batch(weights: str, data: Data) -> None:
         run = training(weights, data.maps, Segmentation(**SEGMENTATION, **changes, steps=1))
         torch.manual_seed(0)
         run.model.classifier = torch.nn.Conv2d(64, 7, 1)
-        ends.append((run._learn(0, 1), run.model.backbone.backbone.layer4[0].conv1.weight.detach()))
+        run._learn(1)
+        ends.append((run.loss, run.model.backbone.backbone.layer4[0].conv1.weight.detach()))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-5, atol=1e-6)
     assert not torch.equal(ends[0][1], load(weights).backbone.layer4[0].conv1.weight)
