@@ -215,6 +215,7 @@ def main() -> None:
     torch.set_num_threads(1)
     ready(load_config("imagenet-200ep-bs256"))
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - by default 15: no match for a DataLoader beside other load
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that reads ahead would start a cluster of its own at the end
     from swav_ray.train.session import connect
 
     count = 2048 if args.quick else 8192

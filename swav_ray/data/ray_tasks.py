@@ -39,17 +39,18 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
     """
     import ray.data
 
-    def read(batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+    def read(table: pa.Table) -> Iterator[pa.Table]:
         keep_memory()
-        for cell in batch["span"]:
-            span, dealt = pickle.loads(cell)
+        for content in table["span"].to_pylist():
+            span, dealt = pickle.loads(content)
             for blocks in hands(stream, span, dealt, world_size):
-                yield {"blocks": [pickle.dumps(blocks, protocol=5)]}
+                yield pa.table({"blocks": _column(pickle.dumps(blocks, protocol=5))})
 
-    def crop(batch: dict[str, Any]) -> Iterator[pa.Table]:
+    def crop(table: pa.Table) -> Iterator[pa.Table]:
         keep_memory()
-        for cell in batch["blocks"]:
-            yield to_table(list(stream.crop(by_step(pickle.loads(cell)))))
+        for chunk in table["blocks"].chunks:
+            for row in range(len(chunk)):
+                yield to_table(list(stream.crop(by_step(pickle.loads(_cell(chunk, row))))))
 
     dataset = ray.data.from_items([{"span": pickle.dumps(each)} for each in spans], override_num_blocks=len(spans))
     # Some blocks of one worker, perhaps none, are one row and one block of Ray's: each is dealt whole, and Ray's splitter,
@@ -59,8 +60,9 @@ def ray_iterators(stream: Stream, spans: list[tuple[Span, int]], world_size: int
     dataset.context.enable_progress_bars = False
     # Different CPU shares keep Ray from fusing the two, so that what one task reads is cropped in parallel.
     readers = ray.data.TaskPoolStrategy(size=max(2, int(ray.cluster_resources().get("CPU", 0)) // CPUS_PER_READER))
-    jpegs = dataset.map_batches(read, batch_size=1, num_cpus=0, compute=readers)
-    return list(jpegs.map_batches(crop, batch_size=1, num_cpus=CROP_CPUS).streaming_split(world_size, equal=False))
+    jpegs = dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=readers)
+    crops = jpegs.map_batches(crop, batch_size=1, batch_format="pyarrow", num_cpus=CROP_CPUS)
+    return list(crops.streaming_split(world_size, equal=False))
 
 
 def stop(iterator: ray.data.DataIterator) -> None:
@@ -96,11 +98,7 @@ def to_table(pieces: Sequence[Cropped]) -> pa.Table:
     """Crops as one row. They stay where they are until Ray copies them into its store, once."""
     groups = [group for piece in pieces for group in piece.crops]
     heads = [(replace(piece, crops=[]), [group.shape for group in piece.crops]) for piece in pieces]
-    columns: dict[str, pa.Array] = {"heads": pa.array([pickle.dumps(heads)], type=pa.large_binary())}
-    for number, group in enumerate(groups):
-        ends = pa.py_buffer(np.array([0, group.nbytes], dtype=np.int64))
-        columns[f"crops{number}"] = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(group)])
-    return pa.table(columns)
+    return pa.table({"heads": _column(pickle.dumps(heads)), **{f"crops{n}": _column(group) for n, group in enumerate(groups)}})
 
 
 def from_table(table: pa.Table) -> Iterator[Cropped]:
@@ -111,6 +109,13 @@ def from_table(table: pa.Table) -> Iterator[Cropped]:
             for piece, shapes in pickle.loads(_cell(batch["heads"], row)):
                 flat = [np.frombuffer(_cell(batch[f"crops{next(number)}"], row), dtype=np.uint8) for _ in shapes]
                 yield replace(piece, crops=[group.reshape(shape) for group, shape in zip(flat, shapes, strict=True)])
+
+
+def _column(content: bytes | np.ndarray) -> pa.LargeBinaryArray:
+    """A column of one cell, which is not copied."""
+    buffer = pa.py_buffer(content)
+    ends = pa.py_buffer(np.array([0, buffer.size], dtype=np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, buffer])
 
 
 def _cell(column: pa.LargeBinaryArray, row: int) -> pa.Buffer:

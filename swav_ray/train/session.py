@@ -62,6 +62,8 @@ def connect(*, cpus: float | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         _join(os.environ["RAY_ADDRESS"], quiet)
         return
+    # Ray ends a process that is idle for 1 s where there are more than processors, and one that crops takes seconds to start.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     count = max(os.cpu_count() or 1, int(cpus or 0))
     # "local": a bare init would join whatever cluster was last started on this machine.
     ray.init(address="local", num_cpus=count, include_dashboard=False, **quiet)

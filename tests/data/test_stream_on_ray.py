@@ -58,9 +58,10 @@ def claims() -> list[str]:
     return ray.get(coordinator.__ray_call__.remote(lambda self: list(self._ongoing_reqs)))
 
 
-def test_a_stream_that_is_stopped_leaves_its_part_of_the_cluster(folder: Path) -> None:
+def test_a_stream_that_is_stopped_leaves_its_part_of_the_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "SPANS_PER_LEG", 1000)
     before = claims()
-    ((iterator,), *_) = Stream(small_config(str(folder))).on_ray(Position(), 1)
+    ((iterator,),) = Stream(small_config(str(folder), epochs=200)).on_ray(Position(), 1)  # not over before it is stopped
     assert next(tables(iterator)).num_rows == 1
     (claim,) = set(claims()) - set(before)
     stop(iterator)
