@@ -173,11 +173,13 @@ def test_nothing_but_the_last_steps_is_lost_wherever_it_ends(
     protocol = Segmentation(**SEGMENTATION, steps=4, score_every=2)
     whole = training(weights, data.maps, protocol)
     list(whole.run())
-    monkeypatch.setattr(dense, "SAVE_STEPS", 1)
-    out = str(tmp_path / "out")
+    out, done = str(tmp_path / "out"), 0
     for where, calls, steps, rounds in (("loss_of", 1, 1, 0), ("_score", 0, 2, 0), ("loss_of", 1, 3, 1), ("", 0, 4, 2)):
         run = training(weights, data.maps, protocol, out)
+        assert run.step == done
+        done = steps
         with monkeypatch.context() as patch:
+            patch.setattr(dense, "SAVE_STEPS", 1 if where == "loss_of" else 200)
             left = [None] * calls
             place: Any = DenseTraining if where == "_score" else dense
             real = getattr(place, where, None)
