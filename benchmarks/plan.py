@@ -5,8 +5,8 @@
 scale    The order over 1e9 rows, in a process of its own: made, its first block, and the block at 63 % of a later epoch.
          Beside it the whole stream over a manifest of so many rows, whose files hold 128 MB of 98 KB pictures each.
 resume   A data set of ImageNet's length (1,281,167 rows in real shards, of pictures of a few bytes) taken up at 63 % of an
-         epoch: row groups read until the first block is there, of the 16 of a window, and the rows in them that the epoch
-         has had before.
+         epoch: row groups waited for until the first block is there, of the 16 of a window (the next window is read from then
+         on), and the rows in them that the epoch has had before.
 mixing   The windowed row-group shuffle against a full permutation, for some widths of the window. Rows lie as a folder of
          1,000 classes gives them, class by class ("sorted"), or in random order ("shuffled").
            classes   different ones in a batch of 256
@@ -18,6 +18,7 @@ mixing   The windowed row-group shuffle against a full permutation, for some wid
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import resource
@@ -88,7 +89,7 @@ def stream_of(folder: str) -> dict[str, Any]:
             yield {"id": [f"{group}/{row}" for group, row in pairs], "jpeg": [b""] * len(pairs)}
 
     start = time.perf_counter()
-    stream.shards.read_windows = read_windows  # type: ignore[method-assign]
+    stream.shards.read_windows = read_windows  # type: ignore[method-assign, assignment]
     next(stream.read(next(stream.spans_from(Position(), 1))))
     return {"rows": stream.plan.num_rows, "first_block_s": time.perf_counter() - start, "windows_asked": len(asked)}
 
@@ -121,11 +122,16 @@ def resume(folder: Path, rows: int) -> dict[str, Any]:
     for percent in (63, 31, 87):
         stream = Stream(config_of(str(folder)))
         step = stream.steps.per_epoch * percent // 100
-        groups: list[int] = []
-        real = stream.shards.read_group
-        stream.shards.read_group = lambda group, columns, real=real, groups=groups: (  # type: ignore[method-assign]
-            groups.append(group) or real(group, columns)
-        )
+        waited: list[int] = []
+        real = stream.shards.read_windows
+
+        def read_windows(windows: Any, columns: Any, real: Any = real, waited: list[int] = waited) -> Iterator[Any]:
+            asked, again = itertools.tee(windows)
+            for pairs, rows in zip(asked, real(again, columns), strict=True):
+                waited.append(len(np.unique(pairs[:, 0])))
+                yield rows
+
+        stream.shards.read_windows = read_windows  # type: ignore[method-assign, assignment]
         start = time.perf_counter()
         position = Position(1, stream.steps.start(step))
         block = next(stream.read(next(stream.spans_from(position, 1))))
@@ -133,7 +139,7 @@ def resume(folder: Path, rows: int) -> dict[str, Any]:
         expected = next(stream.plan.blocks(1, position.row))[0]
         id_of_first = str(int(np.cumsum([0, *stream.plan.rows_per_group])[expected[0]]) + expected[1])
         assert block.ids[0] == id_of_first, "another row than the plan's"
-        counts.append(len(groups))
+        counts.append(sum(waited))
         window = next(stream.plan.windows(1, position.row)).pairs
         again.append(int(stream.plan.rows_per_group[np.unique(window[:, 0])].sum()) - len(window))
     return {

@@ -57,12 +57,12 @@ class Ahead:
                 self._items.close()
 
 
-def in_threads(function: Callable[[_T], _R], items: Iterable[_T], threads: int, name: str = "crops") -> Generator[_R]:
+def in_threads(function: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Generator[_R]:
     """``map`` by so many threads, results in order; at most two a thread are made ahead of their use.
 
     An error of ``items`` is raised after the results of those before it.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix=f"swav-ray-{name}")
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="swav-ray-crops")
     ahead: collections.deque[concurrent.futures.Future[_R]] = collections.deque()
     error: Exception | None = None
     items = iter(items)

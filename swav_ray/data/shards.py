@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from swav_ray.data.ahead import in_threads
 from swav_ray.data.patience import patiently
 from swav_ray.data.storage import Storage
 from swav_ray.errors import UserError
 
 FORMAT = 1
 GROUP_ROWS = 64
-READ_THREADS = 8  # of a process; twice as many row groups are read ahead at most, 6 MB each of ImageNet's
+READ_THREADS = 8  # of a process that reads windows
 MANIFEST = "manifest.json"
 SCHEMA = pa.schema(
     [
@@ -141,15 +140,27 @@ class Shards:
     def read_windows(self, windows: Iterable[NDArray[np.int64]], columns: Sequence[str]) -> Generator[Rows]:
         """For each window, rows ``(n, 2)`` of (group, row), the columns' values in that order.
 
-        Each group of a window is read once. Several are read at a time, and ahead of their use: a store answers late.
+        Each group of a window is read once, several at a time, for a store answers late; the next window while one is used.
         """
-        asked, taken = itertools.tee((pairs, *np.unique(pairs[:, 0], return_inverse=True)) for pairs in windows)
-        each = ((int(group), columns) for _, groups, _ in asked for group in groups)
-        tables = in_threads(lambda args: self.read_group(*args), each, READ_THREADS, "reads")
-        for pairs, groups, which in taken:
-            mine = [table.to_pydict() for table in itertools.islice(tables, len(groups))]
-            places = list(zip(which.tolist(), pairs[:, 1].tolist(), strict=True))
-            yield {column: [mine[table][column][row] for table, row in places] for column in columns}
+        pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="swav-ray-reads")
+        rest = iter(windows)
+
+        def begin() -> tuple[list[Future[pa.Table]], list[tuple[int, int]]] | None:
+            if (pairs := next(rest, None)) is None:
+                return None
+            groups, which = np.unique(pairs[:, 0], return_inverse=True)
+            tables = [pool.submit(self.read_group, int(group), columns) for group in groups]
+            return tables, list(zip(which.tolist(), pairs[:, 1].tolist(), strict=True))
+
+        try:
+            begun = begin()
+            while begun is not None:
+                tables, places = begun
+                mine = [table.result().to_pydict() for table in tables]
+                begun = begin()
+                yield {column: [mine[table][column][row] for table, row in places] for column in columns}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def iter_groups(self, columns: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[pa.Table]:
         """Every ``parts``-th row group, from ``part`` on."""

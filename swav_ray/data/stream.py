@@ -151,7 +151,7 @@ class Stream:
         return None
 
     def read(self, span: Span) -> Iterator[Block]:
-        """Blocks of a span's steps. Each window is read once, in part before its rows are due (:meth:`Shards.read_windows`)."""
+        """Blocks of a span's steps. Each window is read once, while the one before it is used."""
         epoch, steps = span.epoch, span.steps
         begin, end = steps.start(span.first), steps.start(span.last)
         ends, rows_of = itertools.tee((step, row) for step in range(span.first, span.last) for row in steps.block_ends(step))
