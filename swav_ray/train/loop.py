@@ -24,7 +24,7 @@ from swav_ray.config import Config
 from swav_ray.data.allocator import keep_memory
 from swav_ray.data.storage import Storage
 from swav_ray.data.stream import Batch, Position, Stream
-from swav_ray.errors import UserError
+from swav_ray.errors import InfraError, UserError
 from swav_ray.swav.batch_norm import sync_batch_norm
 from swav_ray.swav.collapse import CollapseWatch, judge
 from swav_ray.swav.feature_queue import FeatureQueue, cut_queue, gather_queue, usable_queue_length
@@ -296,7 +296,7 @@ class Training:
         Training goes on as soon as the state is copied; with ``wait``, and at the end of the run, once it is complete.
 
         Raises:
-            UserError: this checkpoint, or the one before it, cannot be written; on every worker at once.
+            InfraError: this checkpoint, or the one before it, cannot be written; on every worker at once.
         """
         wait = wait or self.position.epoch >= self.config.epochs
         problem = None
@@ -317,7 +317,7 @@ class Training:
             done = self.checkpoints.settled(WORD_EVERY) if wait else True
             problem, done = self.world.broadcast((problem or self.checkpoints.failure(), done))
             if problem is not None:
-                raise UserError(problem)
+                raise InfraError(problem)  # the store's fault, whatever the configuration
             if done:
                 return
 

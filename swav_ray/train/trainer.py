@@ -305,11 +305,9 @@ def _train(config: Config, run: Storage, world: Any, injected: faults.Faults) ->
     stream = batches(training.stream, training.position, world)
     try:
         figures, asked = training.run_to_end(stream)
-    except BaseException as error:
+    except BaseException:
         if not training.abandon(SETTLE_SECONDS):
             SIGNALS.spoilt = True
-        if isinstance(error, UserError) and training.checkpoints.failure() is not None:
-            raise InfraError(str(error)) from None  # the store's fault, whatever the configuration
         raise
     finally:
         stream.close()  # its threads end here and not whenever they are collected

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -298,8 +299,22 @@ def test_the_one_read_is_removed_by_a_living_writer(folder):
 
 
 def _train_without_a_place(rank: int, train: str, storage: str) -> str:
+    """What its training ends with. The write of step 4 begins with step 5: else it may fail before that meeting is over."""
+    from swav_ray.train.loop import Training
     from swav_ray.train.world import World
 
+    going_on, commit, train_step = threading.Event(), Checkpoints._commit, Training._train_step
+
+    def commit_late(self: Checkpoints, job: Any) -> None:
+        assert going_on.wait(60)
+        commit(self, job)
+
+    def train_on(self: Training, batch: Any) -> None:
+        if self.step >= 4:
+            going_on.set()
+        train_step(self, batch)
+
+    Checkpoints._commit, Training._train_step = commit_late, train_on  # in a process of its own
     config = small_config(train, storage, "run")
     try:
         train_here(config, world=World.join(torch.device("cpu")))
