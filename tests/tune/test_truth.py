@@ -14,7 +14,7 @@ from tests.tune.sweeping import log_of, prepare, trials_of, tune, write_space
 POINTS = [
     {"temperature": 50.0, "base_lr": 0.01},
     {"temperature": 0.1, "base_lr": 1e30},
-    {"temperature": 0.1, "base_lr": 0.01},
+    {"temperature": 0.1, "base_lr": 0.3},
     {"temperature": 0.1, "base_lr": 1e-9},
 ]
 
@@ -24,7 +24,7 @@ def swept(tmp_path_factory):
     place = prepare(tmp_path_factory.mktemp("truth"))
     write_space(
         place,
-        params={"temperature": {"choice": [0.1, 50.0]}, "base_lr": {"choice": [0.01, 1e30, 1e-9]}},
+        params={"temperature": {"choice": [0.1, 50.0]}, "base_lr": {"choice": [0.01, 0.3, 1e30, 1e-9]}},
         baseline=POINTS,
         overrides={"epochs": 5, "start_warmup": 0.0, "final_lr": 0.0, "warmup_epochs": 1, "backbone.base_width": 8},
         scheduler={"kind": "asha", "first_rung": 2, "factor": 2},
@@ -79,7 +79,7 @@ def test_the_files_say_the_same(swept):
     text = (folder / "leaderboard.md").read_text()
     assert all(f"trial {trial.number}" in text for trial in trials)
     best = yaml.safe_load((folder / "best.yaml").read_text())
-    assert (best["temperature"], best["base_lr"]) == (0.1, 0.01)
+    assert (best["temperature"], best["base_lr"]) == (0.1, 0.3)
     assert json.loads((folder / "importances.json").read_text())["n"] == 1
     assert "<html" in (folder / "report.html").read_text()
     for trial in trials:
