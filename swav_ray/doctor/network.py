@@ -10,9 +10,9 @@ from swav_ray.doctor import on_node
 from swav_ray.doctor.check import Check, by_node, failure, listed, ok
 from swav_ray.doctor.nodes import Cluster, answered, unanswered
 
-# For nodes to find each other and sum, usually milliseconds: all at first, when a name server that is not there costs seconds
-# once (training bears them too); then pairs; and more for each node.
-FIRST_SECONDS, CONNECT_SECONDS, EACH_SECONDS = 15.0, 5.0, 0.1
+# For nodes to find each other and sum, and more for each node: usually milliseconds, but a name server that is not there
+# costs each process ten seconds once (training bears them too).
+CONNECT_SECONDS, EACH_SECONDS = 15.0, 0.1
 GRACE_SECONDS = 15.0  # beyond it for the answer to come
 LOAD_SECONDS = 120.0  # for torch to be imported
 MOST_PAIRED = 16  # nodes of which every pair is tried; beyond, each with the first only
@@ -37,10 +37,9 @@ class Reached:
 
 def all_reduce(cluster: Cluster, names: Sequence[str], backend: str = "gloo") -> Reached:
     """Among one process on each of the nodes; if that fails, among pairs."""
-    loaded = cluster.ask_each(dict.fromkeys(names, (on_node.load_torch,)), seconds=LOAD_SECONDS)
-    if silent := unanswered(loaded):
-        return Reached(backend, len(names), errors={node: f"torch does not load: {text}" for node, text in silent.items()})
-    took, errors = _among(cluster, [names], backend, FIRST_SECONDS)
+    if silent := _loaded(cluster, names):
+        return Reached(backend, len(names), errors=silent)
+    took, errors = _among(cluster, [names], backend)
     if not errors:
         return Reached(backend, len(names), max(took, default=0.0))
     if not all(_of_others(text) for text in errors.values()):
@@ -73,13 +72,12 @@ def check_network(reached: Reached) -> Check:
     return failure(name, found, MENDS[name])
 
 
-def _among(
-    cluster: Cluster, groups: Sequence[Sequence[str]], backend: str, connect: float = CONNECT_SECONDS
-) -> tuple[list[float], dict[str, str]]:
+def _among(cluster: Cluster, groups: Sequence[Sequence[str]], backend: str) -> tuple[list[float], dict[str, str]]:
     """Seconds of all, and the errors of those that had one, of groups that run side by side."""
+    silent = _loaded(cluster, [node for group in groups for node in group])
     firsts = {group[0]: (on_node.free_address, cluster.about[group[0]].address) for group in groups}
     places = cluster.ask_each(firsts)
-    limit = connect + EACH_SECONDS * max(map(len, groups))
+    limit = CONNECT_SECONDS + EACH_SECONDS * max(map(len, groups))
     calls = {
         node: (on_node.all_reduce, rank, len(group), places[group[0]], backend, limit)
         for group in groups
@@ -87,7 +85,17 @@ def _among(
         for rank, node in enumerate(group)
     }
     answers = cluster.ask_each(calls, seconds=2 * limit + GRACE_SECONDS)
-    return list(answered(answers).values()), unanswered(places) | unanswered(answers)
+    # torch counts the groups that a process began, also one that failed, and two that count otherwise never find each
+    # other: whoever failed answers next from a new process.
+    for node in unanswered(answers):
+        cluster.let_go(node)
+    return list(answered(answers).values()), unanswered(places) | unanswered(answers) | silent
+
+
+def _loaded(cluster: Cluster, names: Sequence[str]) -> dict[str, str]:
+    """Torch, on each of the nodes; what those say on which it does not load."""
+    answers = cluster.ask_each(dict.fromkeys(names, (on_node.load_torch,)), seconds=LOAD_SECONDS)
+    return {node: f"torch does not load: {text}" for node, text in unanswered(answers).items()}
 
 
 def _rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:

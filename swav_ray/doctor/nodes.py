@@ -129,11 +129,11 @@ class Cluster:
                 answers[node] = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
                 answers[node] = UnansweredError(f"no answer in {seconds:.0f} s")
-                self._let_go(node)  # it may hang for ever; the next question gets a new process
+                self.let_go(node)  # it may hang for ever
             except Exception as error:
                 answers[node] = UnansweredError(reason(error))
                 if isinstance(error, ray.exceptions.RayActorError):
-                    self._let_go(node)
+                    self.let_go(node)
         return answers
 
     def _hand(self, node: str) -> Any:
@@ -144,14 +144,16 @@ class Cluster:
             self._hands[node] = hand().options(num_cpus=0, num_gpus=self.gpus, scheduling_strategy=strategy).remote()
         return self._hands[node]
 
-    def _let_go(self, node: str) -> None:
+    def let_go(self, node: str) -> None:
+        """End the process on a node, if there is one; the next question gets a new one."""
         import ray
 
-        ray.kill(self._hands.pop(node))
+        if node in self._hands:
+            ray.kill(self._hands.pop(node))
 
     def close(self) -> None:
         for node in list(self._hands):
-            self._let_go(node)
+            self.let_go(node)
 
     def __enter__(self) -> Cluster:
         return self
