@@ -45,6 +45,7 @@ def small_config(train: str, storage: str, name: str, **changes: Any) -> Config:
         "epochs": EPOCHS,
         "precision": "float64",  # in float32 a rounding now and then flips a ReLU, and two runs part ways by 1e-3
         "global_batch_size": BATCH,
+        "crop_sizes": [16, 12],
         "backbone.base_width": 4,
         "hidden_dim": 16,
         "feature_dim": 8,
@@ -87,7 +88,7 @@ class _Mortal(nn.Module):
         self.calls = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training and images.shape[-1] == 20:
+        if self.training and images.shape[-1] == 12:
             self.calls += 1
             trap = Path(os.environ.get("SWAV_RAY_TEST_TRAP", "/nonexistent"))
             if self.calls == 7:

@@ -17,7 +17,7 @@ from swav_ray.tune.ledger import Ledger
 from swav_ray.tune.space import Space
 from swav_ray.tune.sweep import Sweep
 from tests.train.small import small_shards
-from tests.train.test_nested import left
+from tests.train.test_nested import EARLIER, left
 from tests.tune.sweeping import ROOT, log_of, prepare
 
 CPUS = 4
@@ -26,6 +26,7 @@ FREE_SECONDS = 3.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    EARLIER.update(threading.enumerate())  # such as a tracker's that hangs on purpose
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")

@@ -17,7 +17,7 @@ from tests.tune.sweeping import kill_driver, log_of, prepare, start, trials_of, 
 SWEEP = {
     "overrides": {"epochs": 5, "warmup_epochs": 1},
     "scheduler": {"kind": "asha", "first_rung": 2, "factor": 2},
-    "budget": {"trials": 6},
+    "budget": {"trials": 4},
     "params": {"num_prototypes": {"int": [10, 30]}, "base_lr": {"loguniform": [1e-5, 1e-2]}},
     "baseline": [{"num_prototypes": 20, "base_lr": 0.003}],
 }
@@ -88,7 +88,7 @@ def _started(line: str) -> str:
 
 
 def test_killed_twice_nothing_is_lost(tmp_path, shards, undisturbed):
-    _survives(_sweep(tmp_path, shards), undisturbed, [(3, 0.3), (9, 0.0)])
+    _survives(_sweep(tmp_path, shards), undisturbed, [(3, 0.3), (7, 0.0)])
 
 
 @pytest.mark.chaos
@@ -131,6 +131,6 @@ def test_a_changed_space_is_refused_with_the_difference_and_a_larger_budget_is_n
     done = tune(undisturbed, "space.yaml")
     assert done.returncode == 2 and "30" in done.stderr and "31" in done.stderr and "num_prototypes" in done.stderr
     write_space(undisturbed, **SWEEP)
-    done = tune(undisturbed, "space.yaml", "--trials", "7")
+    done = tune(undisturbed, "space.yaml", "--trials", "5")
     assert done.returncode == 0, done.stderr
-    assert _facts(undisturbed)[:6] == before and len(_facts(undisturbed)) == 7
+    assert _facts(undisturbed)[:4] == before and len(_facts(undisturbed)) == 5
