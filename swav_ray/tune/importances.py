@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
 from swav_ray.tune.results import accuracy, ranked, results
@@ -71,6 +70,8 @@ def save_importances(answer: dict[str, Any], folder: Path) -> None:
 
 def _evaluate(trials: list[tuple[Any, Any]], keys: list[str], quantile: float) -> dict[str, float]:
     """Shares that sum to 1, or all 0. The trials go into a study of one objective, whatever theirs has."""
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # scikit-learn comes with it: two seconds
+
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         create_trial(params=trial.params, distributions=trial.distributions, value=value) for trial, value in trials
