@@ -74,7 +74,6 @@ def check_network(reached: Reached) -> Check:
 
 def _among(cluster: Cluster, groups: Sequence[Sequence[str]], backend: str) -> tuple[list[float], dict[str, str]]:
     """Seconds of all, and the errors of those that had one, of groups that run side by side."""
-    silent = _loaded(cluster, [node for group in groups for node in group])
     firsts = {group[0]: (on_node.free_address, cluster.about[group[0]].address) for group in groups}
     places = cluster.ask_each(firsts)
     limit = CONNECT_SECONDS + EACH_SECONDS * max(map(len, groups))
@@ -86,10 +85,12 @@ def _among(cluster: Cluster, groups: Sequence[Sequence[str]], backend: str) -> t
     }
     answers = cluster.ask_each(calls, seconds=2 * limit + GRACE_SECONDS)
     # torch counts the groups that a process began, also one that failed, and two that count otherwise never find each
-    # other: whoever failed answers next from a new process.
-    for node in unanswered(answers):
+    # other: whoever failed answers next from a new process, with torch at hand.
+    failed = unanswered(answers)
+    for node in failed:
         cluster.let_go(node)
-    return list(answered(answers).values()), unanswered(places) | unanswered(answers) | silent
+    _loaded(cluster, list(failed))
+    return list(answered(answers).values()), unanswered(places) | failed
 
 
 def _loaded(cluster: Cluster, names: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from tests.train.small import ROWS, losses_of, small_config, small_shards, train
 from tests.train.test_elastic import ELASTIC, ROOT, Run
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.chaos)])
 def test_every_row_once_an_epoch_whatever_dies(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers, nodes and the driver are killed, nodes join and leave; five in six befall the cluster, one the driver."""
     seed, every = 7, 10.0  # seconds between two of them

@@ -33,7 +33,6 @@ def test_twenty_steps_of_the_demo_are_the_same_on_1_2_and_3_workers(digits, tmp_
         "data.log_ids": True,
         # Else rounding grows over twenty steps, on some processors past what another order of rows should change.
         "precision": "float64",
-        "backbone.base_width": 8,
         "queue_start_epoch": 0,  # its 128 rows are full, and so in use, from the third step on
     }
     runs = [_train(load_config("demo-digits", settings | {"name": f"w{w}"}), w, steps=20) for w in (1, 2, 3)]
