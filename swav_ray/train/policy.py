@@ -23,6 +23,7 @@ START_TOGETHER_SECONDS = 30.0  # how long the first start waits for more workers
 SILENT_WAIT_SECONDS, WAITING_TOLD_EVERY_SECONDS = 10.0, 60.0  # for nodes that are not there
 FAILED_STARTS = 3  # in a row, and no worker has ever started since, before the run gives up
 BACKSTOP_SECONDS = 1800.0  # for phases that may be long, and of a collective; a stuck rank is found long before
+LOOK_SECONDS = 1.0  # between looks at the cluster while nothing changes: each asks Ray's control store five things
 SLOW_PHASES = {"idle", "start", "probe", "checkpoint"}
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class ElasticPolicy:
         self._yield: tuple[str, float] | None = None  # why the workers were asked to yield, and until when that is waited for
         self._new_places = Debounce(self.elastic.patience_seconds)
         self._resized_at = float("-inf")
+        self._looked_at = float("-inf")
         self._workers = 0  # of the last group
         self._first_usable = float("inf")  # when there were first enough workers to start
         self._tell_at = float("inf")  # when to say that the cluster has too few nodes
@@ -87,7 +89,9 @@ class ElasticPolicy:
         """
         now = time.monotonic()
         self._limit = self._right(self._least)
-        self.pool.refresh()
+        if self._yield is not None or self.pool.warming or now - self._looked_at >= LOOK_SECONDS:
+            self.pool.refresh()
+            self._looked_at = now
         self.pool.trim(self._limit)
         if len(beats) < len(actors):
             return None  # one is late, gone or finished; the next polls tell

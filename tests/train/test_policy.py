@@ -32,6 +32,7 @@ class Cluster:
         self.members: list[Any] = []
         self.resources = {"CPU": 1.0}
         self.slow_start, self.ended, self.failed_starts = slow_start, list[str](), list[RuntimeError]()
+        self.looks = 0
 
     def drain(self, name: str, deadline_ms: int = 0) -> None:
         self.nodes[name] = Node(name, {}, {}, draining=True, deadline_ms=deadline_ms)
@@ -45,7 +46,7 @@ class Cluster:
         self.members = [member for member in self.members if member.node_id != name]
 
     def refresh(self) -> None:
-        pass
+        self.looks += 1
 
     def trim(self, limit: int) -> None:
         idle = [member for member in self.members if not member.busy]
@@ -148,6 +149,19 @@ def test_below_the_minimum_nothing_starts(clock) -> None:
     assert story.start() is None
     story.cluster.nodes["n9"] = Node("n9", {}, {})
     assert story.start() == 2
+
+
+def test_the_cluster_is_looked_at_once_a_second_and_at_every_poll_while_something_changes(clock) -> None:
+    story = Story(Cluster(2, slow_start=True), clock, patience_seconds=0, cooldown_seconds=0)
+    story.start(), story.cluster.warm(), story.start()
+    before = story.cluster.looks
+    story.pass_seconds(20)
+    assert 19 <= story.cluster.looks - before <= 21, "polls are twice a second here"
+    story.cluster.nodes["n9"] = Node("n9", {}, {})
+    story.pass_seconds(1)
+    before = story.cluster.looks
+    story.pass_seconds(5)
+    assert story.cluster.warming and story.cluster.looks - before == 10
 
 
 def test_a_wait_for_nodes_is_told_now_and_then(clock) -> None:
