@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from swav_ray.swav.no_dynamo import optimisers_without_dynamo
+
+optimisers_without_dynamo()
+
 
 @dataclass(frozen=True)
 class Score:

@@ -117,7 +117,6 @@ class SyncBatchNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected at least 2-d input, got {input.dim()}-d")
 
-    @torch.compiler.disable  # its pieces would be unrolled, for minutes, and its sums put in another order
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -132,6 +131,11 @@ class SyncBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(unbiased, momentum)
         return out
+
+
+def leave_uncompiled() -> None:
+    """Keep `torch.compile` off ours: its pieces would be unrolled, for minutes, and its sums put in another order."""
+    SyncBatchNorm.forward = torch.compiler.disable(SyncBatchNorm.forward)  # type: ignore[method-assign]
 
 
 def sync_batch_norm(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swav_ray.swav.no_dynamo import optimisers_without_dynamo
+
+optimisers_without_dynamo()
+
 
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose gradients are scaled, tensor by tensor, to the size of the weights.

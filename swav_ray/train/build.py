@@ -15,6 +15,7 @@ from swav_ray.data.multicrop import centre_crop
 from swav_ray.data.stream import Stream
 from swav_ray.errors import UserError, did_you_mean
 from swav_ray.evaluate.features import normalise
+from swav_ray.swav.batch_norm import leave_uncompiled
 from swav_ray.swav.model import SwAV
 from swav_ray.swav.optim import LARS
 from swav_ray.swav.resnet import ARCHITECTURES, resnet
@@ -59,6 +60,7 @@ def compile_backbone(config: Config, model: SwAV) -> None:
         return
     if not any(p.is_cuda for p in model.parameters()) and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise UserError(f"compute.compile = {mode}: needs a C++ compiler on this machine (g++); install one, or set it to off")
+    leave_uncompiled()
     model.backbone.compile(mode=None if mode == "default" else mode)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -139,3 +141,19 @@ def test_a_warm_up_of_one_step_is_start_warmup() -> None:
 
 def test_warm_up_may_last_the_whole_run() -> None:
     assert lrs(steps=5, epochs=2, warmup=2)[-1] == pytest.approx(4.8)
+
+
+def test_optimisers_are_made_and_step_without_torchs_compiler():
+    """Which takes nearly as long to load as torch; LARS, and the linear probe's L-BFGS."""
+    script = """
+import sys, torch
+from swav_ray.evaluate import linear_probe
+from swav_ray.swav import LARS
+weight = torch.nn.Parameter(torch.ones(4, 4))
+optimizer = LARS([weight], 0.1)
+weight.square().sum().backward()
+optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())
+linear_probe(torch.eye(4), torch.arange(4), torch.eye(4), torch.arange(4))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
