@@ -23,7 +23,7 @@ START_TOGETHER_SECONDS = 30.0  # how long the first start waits for more workers
 SILENT_WAIT_SECONDS, WAITING_TOLD_EVERY_SECONDS = 10.0, 60.0  # for nodes that are not there
 FAILED_STARTS = 3  # in a row, and no worker has ever started since, before the run gives up
 BACKSTOP_SECONDS = 1800.0  # for phases that may be long, and of a collective; a stuck rank is found long before
-LOOK_SECONDS = 1.0  # between looks at the cluster while nothing changes: each asks Ray's control store five things
+LOOK_SECONDS = 0.75  # between looks at the cluster while nothing changes: each asks Ray's control store five things
 SLOW_PHASES = {"idle", "start", "probe", "checkpoint"}
 logger = logging.getLogger(__name__)
 
