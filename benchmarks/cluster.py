@@ -55,12 +55,7 @@ class LocalCluster:
         self._family: dict[int, psutil.Process] = {}  # whatever was seen below the raylets
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={
-                "num_cpus": head_cpus,
-                "_system_config": system_config,
-                "include_dashboard": False,
-                "include_log_monitor": False,
-            },
+            head_node_args={"num_cpus": head_cpus, "_system_config": system_config, "include_dashboard": False},
         )
         self.nodes: list[Any] = []  # oldest first
         self.draining: set[str] = set()  # node ids
@@ -80,7 +75,7 @@ class LocalCluster:
         # Ray's hooks for the end of this process can be set by its main thread only. A node without them ends with this
         # object, or, should this process be killed, a minute after its head.
         self._cluster._shutdown_at_exit = threading.current_thread() is threading.main_thread()
-        node = self._cluster.add_node(num_cpus=self._cpus, resources={"slot": 1}, include_log_monitor=False)
+        node = self._cluster.add_node(num_cpus=self._cpus, resources={"slot": 1})
         self.nodes.append(node)
         return node
 

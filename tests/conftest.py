@@ -14,8 +14,6 @@ from tests.outage import Proxy
 
 # Ray's workers run at niceness 15 otherwise, and starve beside the tests of another file.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Nor does each Ray that is started begin with a process a processor for nothing.
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 S3_BUCKET = "swav-ray-tests"
 

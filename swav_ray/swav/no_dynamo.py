@@ -3,6 +3,7 @@
 The first optimiser of a process makes torch load its compiler, nearly as long a business as `import torch` itself, to mark
 four methods of the class as not to be compiled. Nobody compiles them here, so each is given itself as its marked form, which
 torch takes for the answer (`torch/_compile.py`). A torch that keeps it elsewhere loads its compiler as ever.
+It holds for the whole process: who compiles an optimiser beside this package has these four compiled too.
 """
 
 from __future__ import annotations

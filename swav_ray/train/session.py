@@ -62,8 +62,6 @@ def connect(*, cpus: float | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         _join(os.environ["RAY_ADDRESS"], quiet)
         return
-    # A process for each processor would be started that has nothing to do: runs start their own, in their environment.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Ray ends a process that is idle for 1 s where there are more than processors, and one that crops takes seconds to start.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     count = max(os.cpu_count() or 1, int(cpus or 0))

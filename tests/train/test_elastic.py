@@ -216,7 +216,6 @@ def test_a_whole_cluster_that_ends_leaves_all_saved(one_node, shards, trace, tmp
     assert [step.done for step in read_trace(trace)] == list(range(36)), "each step once"
 
 
-@pytest.mark.slow  # tests/jobs/test_jobs.py stops and goes on with one in the same way, on S3
 def test_a_stop_is_graceful_and_the_same_command_goes_on(one_node, shards, tmp_path):
     """SIGTERM, as `ray job stop` sends it: the step is finished, all is saved, and nothing is done again."""
     config = small_config(shards, str(tmp_path), "stopped", **ELASTIC | {"checkpoint.every_steps": 1000, "epochs": 4})

@@ -96,7 +96,6 @@ def test_the_first_steps_are_made_here_and_the_stream_changes_over_to_ray_data(r
         time.sleep(0.2)
 
 
-@pytest.mark.chaos  # the driver is among the deaths of tests/train/test_chaos.py, whose bounded part always runs
 def test_a_driver_is_killed_and_another_worker_count_goes_on(shards, tmp_path):
     """`swav-ray pretrain` by SIGKILL of all its processes, then the same command with another --workers."""
     reference = train_here(small_config(shards, str(tmp_path), "calm"))

@@ -11,6 +11,7 @@ from torch import nn
 from swav_ray.config import Config, load_config
 from swav_ray.swav.batch_norm import SyncBatchNorm
 from swav_ray.train.bench import begin, share_of
+from swav_ray.train.build import build_model, compile_backbone
 from swav_ray.train.loop import Training
 from swav_ray.train.step import loss_and_gradients
 from swav_ray.train.synthetic import SyntheticStream
@@ -101,6 +102,15 @@ def _grouped(rank: int, folder: str, per_group: int) -> list[float]:
 def test_batch_statistics_are_shared_within_a_group_alone(tmp_path, per_group: int, alike: list[int]) -> None:
     means = run_ranks(4, _grouped, str(tmp_path), per_group)
     assert [means.index(mean) for mean in means] == alike
+
+
+def test_a_backbone_is_compiled_without_our_batch_norm() -> None:
+    """Whose pieces would be unrolled for minutes; nothing is compiled before the first call."""
+    config = config_of(**{"compute.compile": "default"})
+    model = build_model(config)
+    compile_backbone(config, model)
+    assert model.backbone._compiled_call_impl is not None
+    assert SyncBatchNorm.forward._torchdynamo_disable
 
 
 @pytest.mark.slow
